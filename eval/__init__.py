@@ -1,0 +1,1 @@
+"""Evaluation: bad cases, metrics, latency and the gate (comes with the gate)."""

@@ -1,0 +1,1 @@
+"""Retraining: leak-safe datasets and the head (comes with the correction loop)."""
