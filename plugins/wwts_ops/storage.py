@@ -281,4 +281,6 @@ def _told(key: str) -> Iterator[None]:
         if _precondition_failed(error):
             raise
         what = error.strerror or str(error) or type(error).__name__
-        raise UnavailableError(f"The store refused {key}: {what}. Free space or restore access, then run again.") from error
+        raise UnavailableError(
+            f"The store refused {key}: {what}. Free space or restore access, then run again."
+        ) from error
