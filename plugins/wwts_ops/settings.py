@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     threshold: float = Field(0.60, gt=0, le=1, description="score from which the embedded default is sure")
     top_k: int = Field(5, ge=1, le=50, description="tags kept per image")
     forced_review: CommaList = Field(
-        ("武器", "医药", "饮料 > 酒类", "烟草", "成人"),
+        ("武器", "医药 > 药品", "饮料 > 酒类", "烟草", "成人"),
         description="categories (path prefixes) or label ids a person always sees; used for the first taxonomy",
     )
 
@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     pool_slots: int = Field(1, ge=1, description="slots `wwts init` gives that pool when it creates it")
     queue: str = Field("default", description="Airflow queue of the shard tasks")
     run_timeout_hours: float = Field(5.0, gt=0, description="a night that takes longer is failed")
+    retries: int = Field(2, ge=0, description="tries after the first, for what may pass")
+    retry_seconds: float = Field(60.0, ge=0, description="seconds between tries")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
 
     @field_validator("reviewers", "review_admins", "forced_review", "https_hosts", "tags", mode="before")

@@ -1,0 +1,119 @@
+"""The night: plan ► tag shards ► publish ► route to review ► report."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow.sdk import (
+    Asset,
+    CronPartitionTimetable,
+    ExceptionRetryPolicy,
+    Param,
+    RetryAction,
+    RetryRule,
+    TriggerRule,
+    dag,
+    get_current_context,
+    task,
+)
+from airflow.sdk.exceptions import AirflowSkipException
+from wwts_ops import settings
+from wwts_ops.errors import UnavailableError, WwtsError
+
+SETTINGS = settings.load()
+PUBLISHED_TAGS = Asset(name="wwts_published_tags", uri="wwts://published/tags")
+
+#: Bad input fails the same way every time; a server that is away, or too little memory, may not.
+RETRIES = ExceptionRetryPolicy(
+    rules=[
+        RetryRule(UnavailableError, RetryAction.RETRY, reason="a server or disk did not answer"),
+        RetryRule(WwtsError, RetryAction.FAIL, reason="bad input: trying again cannot help"),
+    ]
+)
+
+FORM = {
+    "catalog": Param("", type="string", title="图库", description="文件夹或清单的路径；留空用默认图库"),
+    "date": Param("", type="string", title="日期", description="YYYY-MM-DD；留空为今天（按店铺时区）"),
+    "model_version": Param("", type="string", title="模型版本", description="版本号；留空用当前冠军模型"),
+    "limit": Param(None, type=["null", "integer"], minimum=1, title="最多处理图片数", description="留空不限"),
+    "dry_run": Param(default=False, type="boolean", title="仅预演", description="只说明会做什么，不写入任何内容"),
+}
+
+
+@dag(
+    dag_id=f"{SETTINGS.dag_prefix}tag_catalog",
+    dag_display_name="每夜打标",
+    description="新图片 → 中文标签：计划、打标、发布、送审、日报",
+    doc_md=__doc__,
+    schedule=None
+    if SETTINGS.schedule == "none"
+    else CronPartitionTimetable(SETTINGS.schedule, timezone=SETTINGS.timezone, key_format="%Y-%m-%d"),
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=SETTINGS.run_timeout_hours),
+    params=FORM,
+    tags=list(SETTINGS.tags),
+    default_args={
+        "owner": SETTINGS.owner,
+        "retries": SETTINGS.retries,
+        "retry_delay": timedelta(seconds=SETTINGS.retry_seconds),
+        "retry_policy": RETRIES,
+    },
+)
+def tag_catalog() -> None:
+    """One night, from new images to published tags."""
+
+    @task(task_display_name="计划")
+    def plan() -> list[dict[str, Any]]:
+        from airflow.sdk.configuration import conf
+        from wwts_ops import night
+
+        context = get_current_context()
+        wanted = night.order(context["params"], context.get("partition_key"), SETTINGS)
+        planned = night.plan(SETTINGS, wanted, conf.get("core", "executor"))
+        if planned is None:
+            raise AirflowSkipException("仅预演：没有写入任何内容")
+        context["ti"].xcom_push(key="night", value=planned)
+        return planned["shards"]
+
+    @task(pool=SETTINGS.pool, queue=SETTINGS.queue, task_display_name="打标", map_index_template="{{ part }}")
+    def tag_shard(part: dict[str, Any]) -> None:
+        from wwts_ops import night
+
+        get_current_context()["part"] = f"{part['run_key']} / {part['shard']}"  # type: ignore[typeddict-unknown-key]
+        night.tag_shard(SETTINGS, part["run_key"], part["shard"])
+
+    # One broken shard never loses the others: what is done is published, and `all_shards_done` fails the run.
+    @task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS, outlets=[PUBLISHED_TAGS], task_display_name="发布")
+    def publish() -> None:
+        from wwts_ops import night
+
+        night.publish_tags(SETTINGS)
+
+    @task(task_display_name="送审")
+    def route_to_review(planned: dict[str, Any]) -> int:
+        from wwts_ops import night
+
+        return night.route_to_review(SETTINGS, planned["run_keys"])
+
+    @task(task_display_name="日报")
+    def report(planned: dict[str, Any]) -> str:
+        from wwts_ops import night
+
+        return night.build_report(SETTINGS, planned)
+
+    @task(trigger_rule=TriggerRule.ONE_FAILED, retries=0, task_display_name="全部完成")
+    def all_shards_done() -> None:
+        raise WwtsError("Some shards failed; what they hold is tagged first in the next run. See their logs.")
+
+    shards = plan()
+    planned = shards["night"]
+    tagged = tag_shard.expand(part=shards)
+    published, routed, paged = publish(), route_to_review(planned), report(planned)
+    [shards, tagged] >> published >> routed >> paged
+    tagged >> all_shards_done()
+
+
+tag_catalog()

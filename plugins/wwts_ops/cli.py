@@ -1,0 +1,279 @@
+"""The ``wwts`` command."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from wwts_ops import logs
+from wwts_ops import settings as settings_module
+from wwts_ops.errors import WwtsError
+from wwts_ops.settings import Settings
+
+if TYPE_CHECKING:
+    from wwts_ops.recognition import Recognition, Recognizer
+    from wwts_ops.taxonomy import Label
+
+app = typer.Typer(
+    help="Operate image tagging: run DAGs, start servers, look at pictures. Settings come from WWTS_* variables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+tags_app = typer.Typer(help="What is published.", no_args_is_help=True)
+taxonomy_app = typer.Typer(
+    help="Label names, categories and rules; every change is a new version.", no_args_is_help=True
+)
+models_app = typer.Typer(help="Versions in the MLflow registry.", no_args_is_help=True)
+app.add_typer(tags_app, name="tags")
+app.add_typer(taxonomy_app, name="taxonomy")
+app.add_typer(models_app, name="models")
+
+out = Console(highlight=False)
+
+
+def main() -> None:
+    """Entry point: a failure that a person can mend is one sentence and exit code 2, never a traceback."""
+    try:
+        app()
+    except WwtsError as error:
+        print(f"wwts: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _settings(**overrides: Any) -> Settings:
+    found = settings_module.load(**overrides)
+    logs.configure(found.log_format)
+    return found
+
+
+@app.command("run")
+def run_dag(
+    dag_id: Annotated[str, typer.Argument(help="such as tag_catalog")],
+    conf: Annotated[str, typer.Option(help="the form's values, as a JSON object")] = "{}",
+) -> None:
+    """Run one DAG in one process, without any server; exits non-zero when it fails."""
+    from wwts_ops import dagrun
+
+    try:
+        values = json.loads(conf)
+    except ValueError as error:
+        raise WwtsError(f"--conf is no JSON ({error}); write it like '{{\"limit\": 100}}'.") from error
+    if not isinstance(values, dict):
+        raise WwtsError("--conf must be a JSON object; write it like '{\"limit\": 100}'.")
+    raise typer.Exit(dagrun.run(_settings(), dag_id, values))
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="of the Airflow page")] = 8080,
+    mlflow_port: Annotated[int, typer.Option(help="of the MLflow page")] = 5000,
+) -> None:
+    """Start Airflow and MLflow on this machine; Ctrl-C stops all of it."""
+    from wwts_ops import servers
+
+    raise typer.Exit(servers.up(_settings(), port, mlflow_port))
+
+
+@app.command()
+def init() -> None:
+    """Prepare the store, the model registry and Airflow's pool; what exists is left as it is."""
+    from wwts_ops import registry, servers, taxonomy
+    from wwts_ops.storage import Store
+
+    found = _settings()
+    names = taxonomy.ensure(Store.of(found), found.forced_review)
+    out.print(f"Taxonomy {names.version} is in force.")
+    model = registry.ensure_champion(found)
+    out.print(f"Model {model.name} version {model.version} is champion.")
+    created = servers.init_airflow(found)
+    out.print(f"Airflow pool {found.pool} {'was created' if created else 'exists'}.")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is set, what is reachable and what is missing; exits 1 when something must be mended."""
+    from wwts_ops import doctor as doctor_module
+
+    raise typer.Exit(doctor_module.run(_settings()))
+
+
+@app.command()
+def demo(
+    catalog: Annotated[str, typer.Option(help="a folder or manifest of your own")] = "",
+    folder: Annotated[Path, typer.Option(help="where the demo keeps everything")] = Path(".wwts/demo"),
+) -> None:
+    """Tag photographs that installed packages carry, or a catalog of yours, and show where the results are."""
+    from wwts_ops import demo as demo_module
+
+    raise typer.Exit(demo_module.run(catalog, folder))
+
+
+@app.command()
+def recognize(
+    images: Annotated[list[Path], typer.Argument(help="picture files")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line, for machines")] = False,  # noqa: FBT002
+) -> None:
+    """Print what is in pictures: the main object and the top labels, in Chinese."""
+    from wwts_ops.images import REASONS, Rejected
+
+    look = _recognizer(_settings())
+    failed = False
+    for path in images:
+        try:
+            found = look(path.read_bytes())
+        except (OSError, Rejected) as error:
+            failed = True
+            reason = REASONS[error.reason] if isinstance(error, Rejected) else (error.strerror or str(error))
+            _print_failure(path, reason, as_json)
+            continue
+        _print_recognition(path, found, as_json)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _recognizer(found: Settings) -> Recognizer:
+    from wwts_ops import registry, taxonomy
+    from wwts_ops.recognition import Recognizer
+    from wwts_ops.storage import Store
+
+    model = registry.champion(found) if registry.exists(found) else None
+    tagger = registry.fetch(found, model) if model else registry.embedded(found)
+    names = taxonomy.current(Store.of(found)) or taxonomy.embedded(found.forced_review)
+    return Recognizer(tagger, names, found.device, found.top_k)
+
+
+def _print_failure(path: Path, reason: str, as_json: bool) -> None:  # noqa: FBT001
+    if as_json:
+        print(json.dumps({"image": str(path), "error": reason}, ensure_ascii=False))
+    else:
+        print(f"{path}：无法识别（{reason}）", file=sys.stderr)
+
+
+def _print_recognition(path: Path, found: Recognition, as_json: bool) -> None:  # noqa: FBT001
+    decision = found.decision
+    if as_json:
+        tags = [vars(tag) for tag in decision.tags]
+        first = tags[0] if tags else {"label_id": None, "label_zh": None, "score": None}
+        print(
+            json.dumps(
+                {
+                    "image": str(path),
+                    "width": found.width,
+                    "height": found.height,
+                    "label_id": first["label_id"],
+                    "label_zh": first["label_zh"],
+                    "confidence": first["score"],
+                    "category_path": decision.category_path,
+                    "decision": decision.decision,
+                    "decision_reason": decision.reason,
+                    "tags": tags,
+                },
+                ensure_ascii=False,
+            )
+        )
+        return
+    if not decision.tags:
+        out.print(f"{path}：所有标签都已停用", markup=False)
+        return
+    first_tag = decision.tags[0]
+    names = {"auto": "自动通过", "review": "需要人工确认", "forced_review": "必须人工审核"}
+    out.print(f"{path}", style="bold", markup=False)
+    out.print(f"  主体：{first_tag.label_zh}（{first_tag.score:.1%}，{names[decision.decision]}）", markup=False)
+    out.print(f"  类目：{decision.category_path or '未分类'}", markup=False)
+    for tag in decision.tags:
+        out.print(f"  {tag.score:6.1%}  {tag.label_zh}", markup=False)
+
+
+@tags_app.command("export")
+def export_tags(
+    target: Annotated[Path, typer.Argument(help="file to write: .csv, .parquet or .xlsx")] = Path("tags.csv"),
+) -> None:
+    """Write the current snapshot to one file."""
+    from wwts_ops import published
+    from wwts_ops.storage import Store
+
+    rows = published.export(Store.of(_settings()), target)
+    out.print(f"{rows:,} rows → {target}", markup=False)
+
+
+@taxonomy_app.command("export")
+def export_taxonomy(target: Annotated[Path, typer.Argument(help="CSV file to write")] = Path("taxonomy.csv")) -> None:
+    """Write all labels of the version in force as CSV that Chinese Excel opens."""
+    from wwts_ops import taxonomy
+    from wwts_ops.storage import Store
+
+    found = _settings()
+    names = taxonomy.ensure(Store.of(found), found.forced_review)
+    target.write_bytes(taxonomy.to_csv(names))
+    out.print(f"{names.version}: {len(names.labels):,} labels → {target}", markup=False)
+
+
+@taxonomy_app.command("import")
+def import_taxonomy(source: Annotated[Path, typer.Argument(help="CSV file as `export` writes it")]) -> None:
+    """Put the labels of a CSV in force; labels it does not name stay."""
+    from wwts_ops import taxonomy
+
+    if not source.is_file():
+        raise WwtsError(f"{source} is no file.")
+    labels = taxonomy.from_csv(source.read_bytes())
+    _edit({label.label_id: label for label in labels})
+
+
+@taxonomy_app.command("set")
+def set_label(
+    label_id: Annotated[str, typer.Argument(help="such as imagenet:n07745940")],
+    name: Annotated[str | None, typer.Option(help="new Chinese name")] = None,
+    category: Annotated[str | None, typer.Option(help="new path, levels joined by ' > '")] = None,
+    forced: Annotated[bool | None, typer.Option("--forced/--unforced", help="a person always looks")] = None,
+    enabled: Annotated[bool | None, typer.Option("--on/--off", help="an off label is never given")] = None,
+) -> None:
+    """Rename, move, force or switch off one label."""
+    from wwts_ops import taxonomy
+    from wwts_ops.storage import Store
+
+    found = _settings()
+    label = taxonomy.ensure(Store.of(found), found.forced_review).by_id.get(label_id)
+    if label is None:
+        raise WwtsError(f"There is no label {label_id!r}; see `wwts taxonomy export`.")
+    given = {"label_zh": name, "category_path": category, "forced_review": forced, "enabled": enabled}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    _edit({label_id: replace(label, **changes)})
+
+
+def _edit(changes: dict[str, Label]) -> None:
+    import getpass
+
+    from wwts_ops import taxonomy
+    from wwts_ops.storage import Store
+
+    found = _settings()
+    store = Store.of(found)
+    taxonomy.ensure(store, found.forced_review)
+    after = taxonomy.edit(store, getpass.getuser(), changes)
+    out.print(f"Taxonomy {after.version} is in force; the next run uses it.")
+
+
+@models_app.command("list")
+def list_models() -> None:
+    """List the versions of the registered model, newest first."""
+    from wwts_ops import registry
+
+    found = _settings()
+    table = Table("version", "aliases", "backbone", "model_sha256", "registered", title=found.model_name)
+    for entry in registry.versions(found):
+        aliases = ", ".join(entry.aliases)
+        table.add_row(entry.version, aliases, entry.backbone_sha256[:12], entry.sha256[:12], entry.registered)
+    out.print(table)
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    main()

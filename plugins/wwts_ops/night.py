@@ -1,0 +1,179 @@
+"""The stages of a night, each a function of settings and what the stage before it returned.
+
+What passes between stages is small and plain (run keys, shard numbers), never rows or images: those lie in the store.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import structlog
+
+from wwts_ops import deployment, planning, publish, registry, report, tagging, taxonomy
+from wwts_ops.errors import WwtsError
+from wwts_ops.planning import Pin, Request
+from wwts_ops.registry import ModelVersion
+from wwts_ops.review import queue
+from wwts_ops.settings import Settings
+from wwts_ops.storage import Store
+from wwts_ops.tagging import Machine, Shard
+
+log = structlog.get_logger(__name__)
+
+Night = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one night is asked to do; the form of a manual trigger.
+
+    Attributes:
+        date: partition of everything it writes.
+        catalog: instead of ``WWTS_CATALOG``.
+        model_version: instead of the champion.
+        limit: images at most.
+        dry_run: only say what would be done.
+    """
+
+    date: dt.date
+    catalog: str | None = None
+    model_version: str | None = None
+    limit: int | None = None
+    dry_run: bool = False
+
+
+def order(params: Mapping[str, Any], partition_key: str | None, settings: Settings) -> Order:
+    """Reads the form. The date is the parameter's, else the partition's, else today in the shop's time zone.
+
+    Raises:
+        WwtsError: when the date is none.
+    """
+    given = str(params.get("date") or partition_key or settings.today().isoformat())
+    try:
+        date = dt.date.fromisoformat(given)
+    except ValueError as error:
+        raise WwtsError(f"{given!r} is no date; write it as YYYY-MM-DD.") from error
+    version, limit = params.get("model_version"), params.get("limit")
+    return Order(
+        date=date,
+        catalog=str(params["catalog"]) if params.get("catalog") else None,
+        model_version=str(version) if version else None,
+        limit=int(limit) if limit else None,
+        dry_run=bool(params.get("dry_run")),
+    )
+
+
+def plan(settings: Settings, wanted: Order, executor: str) -> Night | None:
+    """Freezes what is new into a plan and lists the shards to do: of unfinished plans first.
+
+    Returns:
+        ``date``, ``run_keys`` and ``shards`` (each ``run_key`` and ``shard``); None on a dry run.
+    """
+    deployment.refuse_unshared(settings, executor)
+    if wanted.catalog:
+        settings = settings.model_copy(update={"catalog": wanted.catalog})
+    store = Store.of(settings)
+    model = registry.resolve(settings, wanted.model_version)
+    names = taxonomy.ensure(store, settings.forced_review)
+    pin = Pin(model.name, model.version, model.sha256, model.backbone_sha256, names.version)
+    request = Request(date=wanted.date, pin=pin, limit=wanted.limit)
+    proposal = planning.propose(store, settings, request)
+    while not (wanted.dry_run or proposal.is_empty) and planning.commit(store, proposal) is None:
+        # Another starter planned at the same moment: what it planned is no longer new.
+        proposal = planning.propose(store, settings, request)
+    _log_proposal(proposal, wanted)
+    if wanted.dry_run:
+        return None
+    open_plans = planning.unfinished(store)
+    todo = [
+        {"run_key": one.run_key, "shard": number}
+        for one in open_plans
+        for number in sorted(set(range(one.shards)) - {shard.number for shard in publish.done_shards(store, one)})
+    ]
+    return {"date": wanted.date.isoformat(), "run_keys": [one.run_key for one in open_plans], "shards": todo}
+
+
+def _log_proposal(proposal: planning.Proposal, wanted: Order) -> None:
+    found = proposal.plan
+    for row in found.broken:
+        log.warning("manifest_row_broken", line=row["line"], image_id=row["image_id"], reason=row["reason"])
+    log.info(
+        "planned",
+        run_id=None if proposal.is_empty else found.run_key,
+        date=found.date,
+        images=found.images,
+        delisted=found.delisted,
+        carried_over=found.carried_over,
+        broken_rows=found.broken_rows,
+        skipped=found.skipped,
+        dry_run=wanted.dry_run,
+    )
+
+
+def tag_shard(settings: Settings, run_key: str, shard: int) -> dict[str, Any]:
+    """Tags one shard of one plan; see :func:`wwts_ops.tagging.tag`."""
+    store = Store.of(settings)
+    frozen = planning.read(store, run_key)
+    model = ModelVersion(frozen.model_name, frozen.model_version, frozen.model_sha256, frozen.backbone_sha256)
+    return tagging.tag(
+        store, settings, Shard(frozen, shard), lambda: _machine(settings, model, frozen.taxonomy_version)
+    )
+
+
+@lru_cache(maxsize=1)
+def _machine(settings: Settings, model: ModelVersion, taxonomy_version: str) -> Machine:
+    """Loaded once a process: shards of one night share it."""
+    names = taxonomy.read(Store.of(settings), taxonomy_version)
+    return Machine.of(registry.fetch(settings, model), names, settings)
+
+
+def publish_tags(settings: Settings) -> dict[str, Any] | None:
+    """Publishes what is done; see :func:`wwts_ops.publish.publish`."""
+    return publish.publish(Store.of(settings), settings)
+
+
+def route_to_review(settings: Settings, run_keys: Iterable[str]) -> int:
+    """Writes the review queue of each run; how many contents wait in all."""
+    store = Store.of(settings)
+    return sum(queue.route(store, planning.read(store, run_key)) for run_key in run_keys)
+
+
+def build_report(settings: Settings, night: Night) -> str:
+    """Builds the page of the night's date, and of older dates whose plans were finished tonight; the page's path."""
+    store = Store.of(settings)
+    plans = [planning.read(store, run_key) for run_key in night["run_keys"]]
+    for older in sorted({one.date for one in plans} - {night["date"]}):
+        report.build(store, settings, dt.date.fromisoformat(older))
+    page = store.path(report.build(store, settings, dt.date.fromisoformat(night["date"])))
+    log.info("night_done", **_sums(store, plans), report=page, **_published(store))
+    return page
+
+
+def _sums(store: Store, plans: Iterable[planning.Plan]) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    seconds = 0.0
+    for plan_ in plans:
+        counts.update(delisted=plan_.delisted, carried_over=plan_.carried_over, broken_rows=plan_.broken_rows)
+        for shard in publish.done_shards(store, plan_):
+            done = store.read_json(shard.marker)
+            reasons.update(done.pop("reasons"))
+            seconds += done.pop("seconds")
+            del done["timings"]
+            counts.update(done)
+    speed = round(counts["images"] / seconds, 1) if seconds else None
+    return {**counts, "reasons": dict(reasons), "images_per_second": speed}
+
+
+def _published(store: Store) -> dict[str, Any]:
+    pointer = publish.current(store)
+    if pointer is None:
+        return {"published": None}
+    names = ("rows", "live", "pending", "release", "snapshot")
+    folder = store.path(f"published/{pointer.value['snapshot']}")
+    return {"published": folder, **{f"published_{name}": pointer.value[name] for name in names}}

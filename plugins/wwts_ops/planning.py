@@ -1,0 +1,444 @@
+"""What is new in the catalog, frozen into a plan that makes a run repeatable.
+
+Layout: ``runs/<run_key>/plan.parquet`` holds the rows (sorted, one row group a shard) and the header; the file
+``runs/_sequence/<number>.json`` names the plan that owns that number. It is created exclusively, so that of two
+starters one wins; a plan that owns no number does not exist. ``runs/<run_key>/done.json`` ends a run.
+
+The *latest* plan row of an image, by sequence and not by clock, says what the catalog was when we last looked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import structlog
+
+from wwts_ops import catalog
+from wwts_ops.catalog import Source
+from wwts_ops.errors import UnavailableError, WwtsError
+from wwts_ops.images import TRANSIENT_REASONS
+from wwts_ops.manifests import FIELDS, create_table, quoted
+from wwts_ops.schemas import PLAN
+from wwts_ops.settings import Settings
+from wwts_ops.storage import Store
+
+log = structlog.get_logger(__name__)
+
+#: The ``shard`` of rows with ``action=delist``.
+DELISTED = -1
+#: A mapped Airflow task is costly past a few hundred entries; shards grow instead.
+MAX_SHARDS = 128
+
+#: DuckDB spills beyond this. A million rows against a million then take about 250 MB and a second.
+_MEMORY = "100MB"
+_METADATA = b"wwts"
+_MAX_REPORTED = 100
+#: A folder that loses no more images than this is not mistaken for a failed mount.
+_SMALL_LOSS = 20
+#: Runs, and images in a run, from which the speed of a night is learned.
+_SPEED_RUNS, _SPEED_IMAGES = 7, 100
+_DIGEST_ROWS = 65_536
+_HASH = "hash({})"  # finds suspects only; a test makes all of them collide
+_PART = re.compile(r"part-(?P<run_key>.+)-\d+\.parquet")
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The model version and the taxonomy version that a run uses."""
+
+    model_name: str
+    model_version: str
+    model_sha256: str
+    backbone_sha256: str
+    taxonomy_version: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a starter asks for.
+
+    Attributes:
+        date: the run's date in the shop's time zone.
+        pin: what to tag with.
+        limit: at most this many images; nothing is delisted then.
+    """
+
+    date: date
+    pin: Pin
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The header of a plan.
+
+    Attributes:
+        run_key: ``<date>-<12 hex>`` of the SHA-256 over header and rows.
+        sequence: place among all plans, from 1.
+        date: ISO date.
+        catalog: identity of the catalog: absolute path or URL.
+        complete: the catalog could delist.
+        known_runs: run keys that were finished when this was planned: their contents are known.
+        shards: number of shards, numbered from 0.
+        images: rows with ``action=tag``.
+        delisted: rows with ``action=delist``.
+        carried_over: new images that did not fit; the next night finds them again.
+        broken_rows: rows that could not be used.
+        broken: the first 100 of them, as ``line``, ``image_id`` and ``reason``.
+        skipped: files of a folder that are no images.
+    """
+
+    run_key: str
+    sequence: int
+    date: str
+    catalog: str
+    complete: bool
+    model_name: str
+    model_version: str
+    model_sha256: str
+    backbone_sha256: str
+    taxonomy_version: str
+    known_runs: tuple[str, ...]
+    shards: int
+    images: int
+    delisted: int
+    carried_over: int
+    broken_rows: int
+    broken: tuple[dict[str, Any], ...]
+    skipped: int
+
+    def to_json(self) -> str:
+        """As stored in the Parquet metadata."""
+        return json.dumps(asdict(self), ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """The header that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: it did not.
+        """
+        fields = json.loads(text)
+        try:
+            return cls(**{**fields, "known_runs": tuple(fields["known_runs"]), "broken": tuple(fields["broken"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not the header of a plan: {error}") from error
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan that nobody has committed yet: the header, and rows of :data:`schemas.PLAN` in order."""
+
+    plan: Plan
+    table: pa.Table
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing to tag and nothing to delist."""
+        return self.table.num_rows == 0
+
+
+def plan_key(run_key: str) -> str:
+    """The store key of a plan."""
+    return f"runs/{run_key}/plan.parquet"
+
+
+def done_key(run_key: str) -> str:
+    """The store key whose presence says that a run is finished."""
+    return f"runs/{run_key}/done.json"
+
+
+# --- plans in the store ----------------------------------------------------------------------------------------------
+
+
+def commit(store: Store, proposal: Proposal) -> Plan | None:
+    """Makes ``proposal`` a plan, unless another starter was quicker.
+
+    Returns:
+        The plan, or None when its number is taken: propose again, for what is new may have changed. The other
+        starter may also have committed this very plan; it then is among :func:`unfinished`.
+
+    Raises:
+        UnavailableError: the store refuses.
+    """
+    plan = proposal.plan
+    _write(store, proposal)
+    claim = _claim_key(plan.sequence)
+    if store.create(claim, json.dumps({"run_key": plan.run_key}).encode()):
+        return plan
+    if store.read_json(claim)["run_key"] != plan.run_key:
+        # The digest covers the sequence, so nobody can ever claim this plan: it is ours to remove.
+        store.delete(plan_key(plan.run_key))
+        if store.is_local:
+            _remove_empty(Path(store.path(plan_key(plan.run_key))).parent)
+    return None
+
+
+def claimed(store: Store) -> list[Plan]:
+    """All plans, by sequence."""
+    return _headers(store, [run_key for _, run_key in _claims(store)])
+
+
+def unfinished(store: Store) -> list[Plan]:
+    """Plans whose run has not ended, by sequence: finish them before planning anew."""
+    run_keys = [run_key for _, run_key in _claims(store)]
+    done = _finished(store, run_keys)
+    return _headers(store, [run_key for run_key in run_keys if run_key not in done])
+
+
+def read(store: Store, run_key: str) -> Plan:
+    """The header of a plan.
+
+    Raises:
+        WwtsError: there is no such plan, or it is damaged.
+    """
+    key = plan_key(run_key)
+    with _opened(store, key) as file:
+        return _header(pq.ParquetFile(file).schema_arrow, store.path(key))
+
+
+def read_shard(store: Store, run_key: str, shard: int) -> pa.Table:
+    """The rows of one shard (:data:`DELISTED` for the delisted ones), in order; only their row group is read.
+
+    Raises:
+        WwtsError: there is no such plan, or it is damaged.
+    """
+    with _opened(store, plan_key(run_key)) as file:
+        return pq.read_table(file, filters=[("shard", "=", shard)]).replace_schema_metadata(None)
+
+
+@contextmanager
+def _opened(store: Store, key: str) -> Iterator[Any]:
+    try:
+        with store.open(key) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise WwtsError(f"{store.path(key)} does not exist; check the run key") from error
+    except pa.ArrowInvalid as error:
+        raise WwtsError(f"{store.path(key)} is damaged; restore it from a backup") from error
+    except OSError as error:
+        raise UnavailableError(f"{store.path(key)} could not be read: {error}") from error
+
+
+def _header(schema: pa.Schema, path: str) -> Plan:
+    try:
+        return Plan.from_json((schema.metadata or {})[_METADATA])
+    except (KeyError, ValueError) as error:
+        raise WwtsError(f"{path} is damaged (no header); restore it from a backup") from error
+
+
+def _headers(store: Store, run_keys: Sequence[str]) -> list[Plan]:
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda run_key: read(store, run_key), run_keys))
+
+
+def _claim_key(sequence: int) -> str:
+    return f"runs/_sequence/{sequence:08d}.json"
+
+
+def _claims(store: Store) -> list[tuple[int, str]]:
+    """Sequence and run key of all plans, by sequence."""
+    keys = store.list("runs/_sequence", ".json")
+    with ThreadPoolExecutor(8) as pool:
+        values = list(pool.map(store.read_json, keys))
+    return [(int(Path(key).stem), str(value["run_key"])) for key, value in zip(keys, values, strict=True)]
+
+
+def _finished(store: Store, run_keys: Sequence[str]) -> set[str]:
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda run_key: store.exists(done_key(run_key)), run_keys))
+    return {run_key for run_key, is_done in zip(run_keys, done, strict=True) if is_done}
+
+
+def _write(store: Store, proposal: Proposal) -> None:
+    schema = PLAN.with_metadata({_METADATA: proposal.plan.to_json()})
+    table = proposal.table.replace_schema_metadata(schema.metadata)
+    with (
+        store.writing(plan_key(proposal.plan.run_key)) as path,
+        # The other columns hardly repeat: a dictionary of them would only slow down readers.
+        pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["action", "category"]) as writer,
+    ):
+        for start, length in _runs_of_shards(table):
+            writer.write_table(table.slice(start, length), row_group_size=length)
+
+
+def _runs_of_shards(table: pa.Table) -> Iterator[tuple[int, int]]:
+    shards = table["shard"].to_numpy()
+    edges = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
+    return ((start, end - start) for start, end in zip(edges, edges[1:], strict=False) if end > start)
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        log.debug("folder_kept", folder=str(folder), detail=str(error))  # an empty folder more does no harm
+
+
+# --- what is new -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _History:
+    """What the store knows of earlier runs."""
+
+    claims: tuple[tuple[int, str], ...]
+    finished: frozenset[str]
+
+    @property
+    def next_sequence(self) -> int:
+        return max((sequence for sequence, _ in self.claims), default=0) + 1
+
+
+def propose(store: Store, settings: Settings, request: Request) -> Proposal:
+    """Looks what a run would do; writes nothing. The same catalog and store give the same ``run_key``.
+
+    Raises:
+        WwtsError: the catalog cannot be used, or it would delist too much.
+        UnavailableError: a disk or server did not answer.
+    """
+    claims = tuple(_claims(store))
+    history = _History(claims, frozenset(_finished(store, [run_key for _, run_key in claims])))
+    with _engine() as (con, scratch):
+        source = catalog.load(con, settings)
+        _load_history(con, store, history, scratch)
+        can_delist = source.complete and request.limit is None
+        _compare(con, source, can_delist=can_delist)
+        if can_delist:
+            _check_delisted(con, source, settings)
+        found = _count(con, "difference WHERE line IS NOT NULL")
+        capacity = _capacity(store, settings, request, history)
+        table = _rows(con, settings, found if capacity is None else min(capacity, found))
+        header = _describe(con, source, request, history)
+        catalog.check_unchanged(source)
+    images = pc.sum(pc.equal(table["action"], "tag")).as_py() or 0
+    plan = replace(
+        header,
+        images=images,
+        shards=(pc.max(table["shard"]).as_py() if table.num_rows else DELISTED) + 1,
+        delisted=table.num_rows - images,
+        carried_over=found - images,
+    )
+    return Proposal(replace(plan, run_key=f"{plan.date}-{_digest(plan, table)[:12]}"), table)
+
+
+@contextmanager
+def _engine() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
+    """An in-memory DuckDB that spills, and a folder for copies."""
+    with tempfile.TemporaryDirectory(prefix="wwts-plan-") as folder:
+        config = {
+            "memory_limit": _MEMORY,
+            "threads": min(4, len(os.sched_getaffinity(0))),  # each more takes memory of its own
+            "temp_directory": f"{folder}/spill",
+            "preserve_insertion_order": False,
+        }
+        with duckdb.connect(config=config) as con:
+            yield con, Path(folder)
+
+
+def _load_history(con: duckdb.DuckDBPyConnection, store: Store, history: _History, scratch: Path) -> None:
+    """Makes ``latest`` (the latest plan row of every image, with run and catalog) and ``retry`` (image and run)."""
+    paths = _local_paths(store, [plan_key(run_key) for _, run_key in history.claims], scratch)
+    runs = [
+        (sequence, run_key, _header(pq.read_schema(path), path).catalog, path)
+        for (sequence, run_key), path in zip(history.claims, paths, strict=True)
+    ]
+    schema = pa.schema([("sequence", pa.int64()), *((n, pa.string()) for n in ("run_key", "catalog", "filename"))])
+    create_table(con, "runs", schema, [pa.table(list(zip(*runs, strict=True)), schema=schema)] if runs else [])
+    if paths:
+        scan = f"read_parquet([{', '.join(map(quoted, paths))}], filename = true, file_row_number = true)"
+        con.execute(f"CREATE VIEW planned AS SELECT * FROM {scan} JOIN runs USING (filename)")
+    else:
+        create_table(con, "planned_rows", PLAN, [])
+        con.execute("CREATE VIEW planned AS SELECT *, 0 AS file_row_number FROM planned_rows, runs")
+    _supersede(con)
+    _load_transient(con, store, history, scratch)
+
+
+def _supersede(con: duckdb.DuckDBPyConnection) -> None:
+    """Makes ``latest`` from ``planned``.
+
+    Most images stand in one plan only, which an unequal hash proves; only the others are compared by name.
+    """
+    con.execute(
+        f"""CREATE TABLE suspects AS SELECT {_HASH.format("image_id")} AS id_hash FROM planned
+        GROUP BY 1 HAVING count(*) > 1"""
+    )
+    if _count(con, "suspects"):
+        con.execute(
+            f"""CREATE TABLE superseded AS SELECT sequence, file_row_number FROM (
+                SELECT sequence, file_row_number, max(sequence) OVER (PARTITION BY image_id) AS newest FROM planned
+                WHERE {_HASH.format("image_id")} IN (FROM suspects)
+            ) WHERE sequence < newest"""
+        )
+        without = "ANTI JOIN superseded USING (sequence, file_row_number)"
+    else:
+        without = ""
+    con.execute(f"CREATE VIEW latest AS SELECT * FROM planned {without}")
+    con.execute("DROP TABLE suspects")
+
+
+def _load_transient(con: duckdb.DuckDBPyConnection, store: Store, history: _History, scratch: Path) -> None:
+    con.execute("CREATE TABLE retry (image_id VARCHAR, run_key VARCHAR)")
+    keys = [key for key in store.list("quarantine", ".parquet") if _run_of(key) in history.finished]
+    paths = _local_paths(store, keys, scratch)
+    if paths:
+        reasons = ", ".join(quoted(reason) for reason in sorted(TRANSIENT_REASONS))
+        con.execute(
+            f"""INSERT INTO retry SELECT DISTINCT image_id, run_id FROM read_parquet([{", ".join(map(quoted, paths))}])
+            WHERE reason IN ({reasons})"""
+        )
+
+
+def _run_of(key: str) -> str | None:
+    match = _PART.fullmatch(key.rpartition("/")[2])
+    return match["run_key"] if match else None
+
+
+def _local_paths(store: Store, keys: Sequence[str], scratch: Path) -> list[str]:
+    """Local files of ``keys``: DuckDB's own S3 reader would be a download, and it takes [, ? and * for patterns."""
+    if store.is_local and not any(sign in store.root for sign in "[]?*"):
+        return [store.path(key) for key in keys]
+    paths = [scratch / "copies" / key for key in keys]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if store.is_local:
+        for key, path in zip(keys, paths, strict=True):
+            path.symlink_to(store.path(key))
+    elif paths:
+        try:
+            store.fs.get_file if len(paths) == 1 else store.fs.get([store.path(k) for k in keys], [str(p) for p in paths])
+        except OSError as error:
+            raise UnavailableError(f"{store.root} could not be read: {error}; try again") from error
+    return [str(path) for path in paths]
+
+
+def _compare(con: duckdb.DuckDBPyConnection, source: Source, *, can_delist: bool) -> None:
+    """Makes ``difference``: ``line`` of what is new or changed; ``sequence`` and row of what is gone.
+
+    A fingerprint that is unknown tonight is no change.
+    """
+    changed = " OR ".join(
+        f"(t.{name} IS NOT NULL AND t.{name} IS DISTINCT FROM k.{name})" for name in ("size", "mtime", "etag")
+    )
+    retry = "EXISTS (FROM retry WHERE retry.image_id = k.image_id AND retry.run_key = k.run_key)"
+    again = f"OR {retry}" if _count(con, "retry") else ""
+    gone = f"t.image_id IS NULL AND k.action = 'tag' AND k.catalog = {quoted(source.catalog)}"
+    ...

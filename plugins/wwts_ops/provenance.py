@@ -1,0 +1,26 @@
+"""Which code made a row: the commit, recorded with every tag and model version."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def git_sha() -> str | None:
+    """The commit of the running code, ``-dirty`` appended when tracked files differ from it; None outside a checkout.
+
+    ``WWTS_GIT_SHA`` comes first: an image that was built without its ``.git`` carries the commit there.
+    """
+    given = os.environ.get("WWTS_GIT_SHA")
+    if given:
+        return given
+    folder = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git on this machine: the row says so by having no commit
+    return done.stdout.strip() or None

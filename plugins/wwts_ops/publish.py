@@ -1,0 +1,241 @@
+"""What consumers read: one snapshot with one row an image, and the pointer that names it.
+
+A snapshot is a function of what the done shards wrote, what plans delisted, and whether the shop is live. So
+publishing twice gives the same snapshot, and of two publishers at once none loses the other's update.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from wwts_ops import planning, warehouse
+from wwts_ops.errors import UnavailableError
+from wwts_ops.images import TRANSIENT_REASONS
+from wwts_ops.planning import Plan
+from wwts_ops.schemas import PLAN, PUBLISHED, QUARANTINE, TAGS
+from wwts_ops.settings import Settings
+from wwts_ops.storage import Pointer, Store
+from wwts_ops.tagging import Shard
+
+log = structlog.get_logger(__name__)
+
+POINTER = "published/current.json"
+_ATTEMPTS = 5
+
+#: What a pending row takes over from its last live one: the tag, and what made it.
+_TAG_COLUMNS = (
+    "tags",
+    "label_id",
+    "label_zh",
+    "confidence",
+    "category_path",
+    "source",
+    "model_name",
+    "model_version",
+    "model_sha256",
+    "backbone_sha256",
+    "taxonomy_version",
+    "git_sha",
+    "run_id",
+    "tagged_at",
+)
+#: Of those, what a row says of its making even when it has no tag yet.
+_ALWAYS = frozenset(TAGS.names) - {"tags", "label_id", "label_zh", "confidence", "category_path"}
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """All that a snapshot is a function of."""
+
+    plans: tuple[Plan, ...]
+    shards: tuple[Shard, ...]
+    release: str
+
+    @property
+    def snapshot(self) -> str:
+        """Sorts by plan, and differs whenever the rows can."""
+        parts = [self.release, *(shard.marker for shard in self.shards), *(plan.run_key for plan in self.plans)]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return f"s{self.plans[-1].sequence:06d}-{digest[:12]}"
+
+
+def publish(store: Store, settings: Settings) -> dict[str, Any] | None:
+    """Publishes what all done shards found and marks finished runs; None while there is nothing to publish.
+
+    Returns:
+        The pointer: ``snapshot``, ``rows``, ``live``, ``pending``, ``release``, ``model_version``,
+        ``taxonomy_version``, ``parts`` and more.
+
+    Raises:
+        UnavailableError: when other publishers were faster five times in a row.
+    """
+    record_release(store, settings)
+    for _ in range(_ATTEMPTS):
+        pointer = store.read_pointer(POINTER)
+        inputs = _inputs(store, settings.release)
+        if not inputs.plans:
+            return None
+        if pointer is None or pointer.value["snapshot"] != inputs.snapshot:
+            value = _write(store, inputs)
+            if not store.replace_pointer(POINTER, value, pointer):
+                continue
+            log.info("published", **{name: value[name] for name in ("snapshot", "rows", "live", "pending", "release")})
+        else:
+            value = pointer.value
+        _finish(store, inputs)
+        return value
+    raise UnavailableError("Other publishers moved the pointer five times meanwhile; run the task again.")
+
+
+def record_release(store: Store, settings: Settings) -> None:
+    """Writes down that the shop went live, or back to shadow: who, when, from what."""
+    keys = store.list("releases", ".json")
+    before = store.read_json(keys[-1])["release"] if keys else None
+    if before == settings.release:
+        return
+    act = {
+        "release": settings.release,
+        "before": before,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "by": f"{getpass.getuser()}@{socket.gethostname()}",
+    }
+    # Of two that record the same act at once, one does.
+    store.create(f"releases/{len(keys) + 1:06d}.json", json.dumps(act, ensure_ascii=False).encode())
+    log.info("release_recorded", **act)
+
+
+def current(store: Store) -> Pointer | None:
+    """The pointer to the snapshot that consumers read, or None before the first."""
+    return store.read_pointer(POINTER)
+
+
+def _inputs(store: Store, release: str) -> _Inputs:
+    plans = tuple(planning.claimed(store))
+    shards = tuple(shard for plan in plans for shard in done_shards(store, plan))
+    return _Inputs(plans, shards, release)
+
+
+def done_shards(store: Store, plan: Plan) -> list[Shard]:
+    """The shards of ``plan`` whose done-marker is there, in order."""
+    markers = set(store.list(f"runs/{plan.run_key}", ".json"))
+    return [shard for shard in (Shard(plan, number) for number in range(plan.shards)) if shard.marker in markers]
+
+
+def _write(store: Store, inputs: _Inputs) -> dict[str, Any]:
+    snapshot, newest = inputs.snapshot, inputs.plans[-1]
+    key = f"published/{snapshot}/part-00000.parquet"
+    with warehouse.connect() as con:
+        warehouse.view(con, "tags", store, [shard.part("tags") for shard in inputs.shards], TAGS)
+        warehouse.view(con, "quarantine", store, [shard.part("quarantine") for shard in inputs.shards], QUARANTINE)
+        plans = [plan for plan in inputs.plans if plan.delisted]
+        warehouse.view(con, "planned", store, [planning.plan_key(plan.run_key) for plan in plans], PLAN)
+        con.execute("CREATE TABLE runs (run_id VARCHAR, sequence BIGINT)")
+        con.executemany("INSERT INTO runs VALUES (?, ?)", [(plan.run_key, plan.sequence) for plan in inputs.plans])
+        con.execute("CREATE TABLE gone (image_id VARCHAR, sequence BIGINT)")
+        for plan in plans:
+            _add_delisted(con, store, plan)
+        _choose(con, inputs.release)
+        rows = warehouse.write(store, key, con.sql(_rows_sql(snapshot)), PUBLISHED)
+        live = con.sql("SELECT count(*) FROM chosen WHERE live_run = newest_run").fetchall()[0][0]
+    return {
+        "snapshot": snapshot,
+        "parts": [key],
+        "rows": rows,
+        "live": live,
+        "pending": rows - live,
+        "release": inputs.release,
+        "model_name": newest.model_name,
+        "model_version": newest.model_version,
+        "taxonomy_version": newest.taxonomy_version,
+        "published_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _add_delisted(con: Any, store: Store, plan: Plan) -> None:
+    gone = planning.read_shard(store, plan.run_key, planning.DELISTED).select(["image_id"])
+    con.register("delisted", gone)
+    con.execute("INSERT INTO gone SELECT image_id, ? FROM delisted", [plan.sequence])
+    con.unregister("delisted")
+
+
+def _choose(con: Any, release: str) -> None:
+    """Table ``chosen``: for every listed image, the run of its newest tags and the run of its last live ones.
+
+    The highest plan sequence counts, not the latest clock. Delisting and unreadable bytes end what was live; a uri
+    that could not be reached tonight says nothing of the bytes, and changes nothing.
+    """
+    transient = ", ".join(f"'{reason}'" for reason in sorted(TRANSIENT_REASONS))
+    live = "decision = 'auto'" if release == "live" else "false"
+    con.execute(
+        f"""
+        CREATE TABLE chosen AS
+        WITH events AS (
+            SELECT image_id, sequence, true AS tagged, {live} AS live FROM tags JOIN runs USING (run_id)
+            UNION ALL
+            SELECT image_id, sequence, false, false FROM quarantine JOIN runs USING (run_id)
+            WHERE reason NOT IN ({transient})
+            UNION ALL
+            SELECT image_id, sequence, false, false FROM gone
+        ), latest AS (
+            SELECT
+                image_id,
+                max(sequence) FILTER (tagged) AS newest,
+                max(sequence) FILTER (live) AS live,
+                coalesce(max(sequence) FILTER (NOT tagged), 0) AS ended
+            FROM events GROUP BY image_id
+        )
+        SELECT image_id, n.run_id AS newest_run, l.run_id AS live_run
+        FROM latest
+        JOIN runs n ON n.sequence = newest
+        LEFT JOIN runs l ON l.sequence = live AND live > ended
+        WHERE newest > ended
+        """
+    )
+
+
+def _rows_sql(snapshot: str) -> str:
+    """Rows of ``chosen`` in the published schema: live ones as they are, pending ones with their last live tag."""
+    plain = ", ".join(f"n.{name}" for name in TAGS.names)
+    # Pending: what is known of the image and why it waits is new, the tag is the last live one's, or none.
+    kept = ", ".join(_pending_column(name) for name in TAGS.names)
+    return f"""
+        SELECT {plain}, 'live' AS state, '{snapshot}' AS snapshot
+        FROM chosen c JOIN tags n ON n.image_id = c.image_id AND n.run_id = c.newest_run
+        WHERE c.live_run = c.newest_run
+        UNION ALL
+        SELECT {kept}, 'pending', '{snapshot}'
+        FROM chosen c
+        JOIN tags n ON n.image_id = c.image_id AND n.run_id = c.newest_run
+        LEFT JOIN tags l ON l.image_id = c.image_id AND l.run_id = c.live_run
+        WHERE c.live_run IS DISTINCT FROM c.newest_run
+    """
+
+
+def _pending_column(name: str) -> str:
+    if name not in _TAG_COLUMNS:
+        return f"n.{name}"
+    return f"coalesce(l.{name}, n.{name}) AS {name}" if name in _ALWAYS else f"l.{name}"
+
+
+def _finish(store: Store, inputs: _Inputs) -> None:
+    """Marks the runs whose shards are all done and published; their contents count as known from now on."""
+    done = {shard.marker for shard in inputs.shards}
+    for plan in planning.unfinished(store):
+        markers = [Shard(plan, number).marker for number in range(plan.shards)]
+        if not done.issuperset(markers):
+            continue
+        results = [store.read_json(marker) for marker in markers]
+        images, seconds = sum(r["images"] for r in results), sum(r["seconds"] for r in results)
+        speed = round(images / seconds, 2) if seconds else 0.0
+        store.write_json(
+            planning.done_key(plan.run_key), {"images": images, "seconds": seconds, "images_per_second": speed}
+        )
+        log.info("run_finished", run_id=plan.run_key, images=images, images_per_second=speed)

@@ -1,0 +1,57 @@
+"""What the terminal says of a night, in Chinese."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wwts_ops.images import REASONS
+
+
+def planned(event: Mapping[str, Any]) -> str:
+    """One line: what will be done."""
+    text = f"发现 {event['images']:,} 张新图片" if event["images"] else "没有发现新图片"
+    extras = (
+        ("carried_over", "张顺延到下一晚"),
+        ("delisted", "张已下架"),
+        ("broken_rows", "行清单有误"),
+        ("skipped", "个非图片文件未处理"),
+    )
+    parts = [f"{event[name]:,} {words}" for name, words in extras if event.get(name)]
+    return "，".join([text, *parts])
+
+
+def night(event: Mapping[str, Any]) -> str:
+    """A few lines: what the night did, and where it lies."""
+    images = event.get("images", 0)
+    lines = ["", "今夜打标结果"]
+    if images:
+        lines += [
+            f"  图片        {images:,} 张",
+            f"  自动通过    {event['auto']:,}",
+            f"  待审核      {event['review']:,}",
+            f"  强制审核    {event['forced_review']:,}",
+            f"  重复内容    {event['duplicates']:,}（不再计算，直接沿用）",
+            f"  隔离        {event['quarantined']:,}{_reasons(event['reasons'])}",
+            f"  速度        每秒 {event['images_per_second']:,} 张",
+        ]
+    else:
+        lines.append("  没有新图片，无需打标")
+    extras = (("carried_over", "顺延"), ("delisted", "下架"), ("broken_rows", "清单错误行"))
+    lines += [f"  {words:　<5} {event[name]:,}" for name, words in extras if event.get(name)]
+    if event.get("published"):
+        release = "正式上线" if event["published_release"] == "live" else "影子运行，尚未上线"
+        lines.append(
+            f"  已发布      {event['published_rows']:,} 张（生效 {event['published_live']:,}，"
+            f"待定 {event['published_pending']:,}；{release}）"
+        )
+        lines.append(f"  标签数据    {event['published']}")
+    lines.append(f"  日报        {event['report']}")
+    return "\n".join(lines)
+
+
+def _reasons(reasons: Mapping[str, int]) -> str:
+    if not reasons:
+        return ""
+    told = "，".join(f"{REASONS[code]} {count}" for code, count in sorted(reasons.items(), key=lambda item: -item[1]))
+    return f"（{told}）"

@@ -1,0 +1,199 @@
+"""A tagger on disk: backbone, head, label ids and thresholds; saved whole, verified when loaded.
+
+A folder with ``tagger.json`` (recipe, labels, thresholds, and the SHA-256 of every other file),
+``backbone.safetensors``, ``backbone.onnx`` and ``head.safetensors``. The SHA-256 of ``tagger.json`` therefore
+names the whole of it: the ``model_sha256`` of every tag row. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from wwts_ops.errors import WwtsError
+
+if TYPE_CHECKING:
+    import torch
+
+    from wwts_ops.backbones.base import Backbone, Recipe
+
+FORMAT = 1
+#: A score from 0 to 1 is sure from here on, until thresholds are learned (the issue's own default).
+DEFAULT_THRESHOLD = 0.60
+_MANIFEST = "tagger.json"
+_BACKBONE, _GRAPH, _HEAD = "backbone.safetensors", "backbone.onnx", "head.safetensors"
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """What one model version is, verified.
+
+    Attributes:
+        folder: where its files lie.
+        sha256: of all of it.
+        backbone_sha256: of recipe and backbone weights; embeddings of equal ones are interchangeable.
+        recipe: from pixels to the network's input.
+        label_ids: the label of each score, in order.
+        thresholds: ``float32 [labels]``; a score at or above is sure.
+        head_weight: ``float32 [labels, dimension]``.
+        head_bias: ``float32 [labels]``.
+    """
+
+    folder: Path
+    sha256: str
+    backbone_sha256: str
+    recipe: Recipe
+    label_ids: tuple[str, ...]
+    thresholds: np.ndarray[Any, Any]
+    head_weight: np.ndarray[Any, Any]
+    head_bias: np.ndarray[Any, Any]
+
+    @property
+    def graph(self) -> Path:
+        """The backbone as ONNX."""
+        return self.folder / _GRAPH
+
+    @property
+    def weights(self) -> Path:
+        """The backbone's state dict as safetensors."""
+        return self.folder / _BACKBONE
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head and what its rows mean; shapes as in :class:`Tagger`."""
+
+    label_ids: tuple[str, ...]
+    thresholds: np.ndarray[Any, Any]
+    weight: np.ndarray[Any, Any]
+    bias: np.ndarray[Any, Any]
+
+
+def save(folder: Path, backbone: Backbone, state: dict[str, torch.Tensor], head: Head) -> Tagger:
+    """Writes a tagger into the empty ``folder`` and reads it back.
+
+    Args:
+        folder: made if absent.
+        backbone: the network's family member.
+        state: the backbone's weights; every key must match.
+        head: one row a label.
+
+    Raises:
+        WwtsError: when the head does not fit the labels or the backbone.
+        RuntimeError: when ``state`` lacks keys or has others; torch names them.
+    """
+    from safetensors.numpy import save_file as save_numpy
+    from safetensors.torch import save_file
+
+    expected = (len(head.label_ids), backbone.recipe.dimension)
+    if head.weight.shape != expected or head.bias.shape != expected[:1] or head.thresholds.shape != expected[:1]:
+        raise WwtsError(f"A head of shape {head.weight.shape} does not fit {expected} (labels, dimension).")
+    folder.mkdir(parents=True, exist_ok=True)
+    network = backbone.network()
+    network.load_state_dict(state, strict=True)
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / _BACKBONE)
+    (folder / _GRAPH).write_bytes(_export(network, backbone.recipe))
+    # safetensors writes the buffer as it lies: of a transposed array that would be another matrix.
+    tensors = {"bias": head.bias, "weight": head.weight}
+    save_numpy({name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()}, folder / _HEAD)
+    manifest = {
+        "format": FORMAT,
+        "recipe": asdict(backbone.recipe),
+        "backbone_sha256": backbone.recipe.sha256((folder / _BACKBONE).read_bytes()),
+        "files": {name: _sha256(folder / name) for name in (_BACKBONE, _GRAPH, _HEAD)},
+        "label_ids": list(head.label_ids),
+        "thresholds": [round(float(value), 6) for value in head.thresholds],
+    }
+    (folder / _MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True))
+    return load(folder)
+
+
+def load(folder: Path) -> Tagger:
+    """Reads a tagger and verifies every file against its SHA-256.
+
+    Raises:
+        WwtsError: when a file is missing, altered or of another format.
+    """
+    from safetensors.numpy import load_file
+
+    from wwts_ops.backbones.base import Recipe
+
+    try:
+        raw = (folder / _MANIFEST).read_bytes()
+        manifest = json.loads(raw)
+        if manifest["format"] != FORMAT:
+            raise WwtsError(f"{folder} is a tagger of format {manifest['format']}; this version reads {FORMAT}.")
+        _verify(folder, manifest["files"])
+        tensors = load_file(folder / _HEAD)
+        return Tagger(
+            folder=folder,
+            sha256=hashlib.sha256(raw).hexdigest(),
+            backbone_sha256=manifest["backbone_sha256"],
+            recipe=Recipe(**manifest["recipe"]),
+            label_ids=tuple(manifest["label_ids"]),
+            thresholds=np.asarray(manifest["thresholds"], dtype=np.float32),
+            head_weight=tensors["weight"],
+            head_bias=tensors["bias"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WwtsError(f"{folder} holds no whole tagger ({error}); fetch or register the model again.") from error
+
+
+def build_embedded(folder: Path, label_ids: tuple[str, ...], threshold: float = DEFAULT_THRESHOLD) -> Tagger:
+    """The default backbone with the head it was trained with, from the installed weight package.
+
+    Args:
+        folder: where to write it.
+        label_ids: one for each row of the pretrained head, in its order.
+        threshold: the same for every label.
+    """
+    from wwts_ops import backbones
+
+    backbone = backbones.get(backbones.DEFAULT)
+    weights = backbone.pretrained()
+    head = Head(
+        label_ids=label_ids,
+        thresholds=np.full(len(label_ids), threshold, dtype=np.float32),
+        weight=weights.head_weight.numpy(),
+        bias=weights.head_bias.numpy(),
+    )
+    return save(folder, backbone, weights.backbone, head)
+
+
+def _verify(folder: Path, files: dict[str, str]) -> None:
+    for name in (_BACKBONE, _GRAPH, _HEAD):
+        if _sha256(folder / name) != files[name]:
+            raise WwtsError(f"{folder / name} is not the file this model version was saved with; fetch it again.")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _export(network: torch.nn.Module, recipe: Recipe) -> bytes:
+    """The network as ONNX, free of the paths and stack traces that the exporter writes into it."""
+    import torch
+
+    example = torch.zeros((2, recipe.input, recipe.input, 3), dtype=torch.uint8)
+    program = torch.onnx.export(
+        network,
+        (example,),
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+        input_names=["pixels"],
+        output_names=["embedding"],
+    )
+    model = program.model_proto
+    del model.graph.value_info[:]
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data

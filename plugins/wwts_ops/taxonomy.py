@@ -1,0 +1,215 @@
+"""The taxonomy: names, synonyms, category paths, forced-review and switched-off labels, versioned in the store.
+
+``taxonomy/<version>/taxonomy.parquet`` never changes once written; ``taxonomy/current.json`` names the version in
+force. A Chinese name is never a key: labels are known by ``label_id``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from wwts_ops.errors import WwtsError
+from wwts_ops.schemas import TAXONOMY
+
+if TYPE_CHECKING:
+    from wwts_ops.storage import Pointer, Store
+
+_POINTER = "taxonomy/current.json"
+CSV_COLUMNS = ("label_id", "label_zh", "label_en", "synonyms_zh", "category_path")
+
+
+class ChangedError(WwtsError):
+    """The version in force is no longer the one that a change was made from."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """One label. ``synonyms_zh`` are joined by ``|``, the levels of ``category_path`` by `` > ``."""
+
+    label_id: str
+    label_zh: str
+    label_en: str = ""
+    synonyms_zh: str = ""
+    category_path: str = ""
+    forced_review: bool = False
+    enabled: bool = True
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """All labels of one version; ``forced_categories`` are path prefixes a person always sees."""
+
+    version: str
+    labels: tuple[Label, ...]
+    forced_categories: tuple[str, ...] = ()
+
+    @cached_property
+    def by_id(self) -> dict[str, Label]:
+        """Labels by ``label_id``."""
+        return {label.label_id: label for label in self.labels}
+
+    def forced_reason(self, label_id: str) -> str | None:
+        """Why a person must see this label (``forced_label`` or ``forced_category:<path>``), or None."""
+        label = self.by_id.get(label_id)
+        if label is None:
+            return None
+        if label.forced_review:
+            return "forced_label"
+        for category in self.forced_categories:
+            if label.category_path == category or label.category_path.startswith(f"{category} > "):
+                return f"forced_category:{category}"
+        return None
+
+
+def embedded_labels() -> tuple[Label, ...]:
+    """The 1,000 labels of the embedded default, in the order of its head."""
+    return from_csv(files("wwts_ops").joinpath("data/labels_zh.csv").read_bytes())
+
+
+def current(store: Store) -> Taxonomy | None:
+    """The version in force, or None before the first night."""
+    pointer = store.read_pointer(_POINTER)
+    return None if pointer is None else read(store, str(pointer.value["version"]))
+
+
+def read(store: Store, version: str) -> Taxonomy:
+    """One version.
+
+    Raises:
+        FileNotFoundError: when there is none of that name.
+    """
+    table = store.read_table(f"taxonomy/{version}/taxonomy.parquet")
+    forced = (table.schema.metadata or {}).get(b"forced_categories", b"").decode()
+    rows = table.select([field.name for field in TAXONOMY]).to_pylist()
+    labels = tuple(Label(**row) for row in rows)
+    return Taxonomy(version, labels, tuple(part for part in forced.split("\n") if part))
+
+
+def embedded(forced_review: tuple[str, ...]) -> Taxonomy:
+    """The embedded labels with ``forced_review`` (label ids and path prefixes) in force, not yet in any store."""
+    labels = embedded_labels()
+    known = {label.label_id for label in labels}
+    return Taxonomy(
+        "embedded",
+        tuple(replace(label, forced_review=label.label_id in forced_review) for label in labels),
+        tuple(entry for entry in forced_review if entry not in known),
+    )
+
+
+def ensure(store: Store, forced_review: tuple[str, ...]) -> Taxonomy:
+    """The version in force; on the first night, the embedded labels with ``forced_review`` in force."""
+    found = current(store)
+    if found is not None:
+        return found
+    try:
+        return put(store, embedded(forced_review), author="wwts", expected=None)
+    except ChangedError:
+        # Another night began at the same moment and was first.
+        return ensure(store, forced_review)
+
+
+def put(store: Store, taxonomy: Taxonomy, author: str, expected: Pointer | None) -> Taxonomy:
+    """Writes ``taxonomy`` as a new version and puts it in force.
+
+    Raises:
+        WwtsError: when it contradicts itself.
+        ChangedError: when the version in force is no longer ``expected``.
+    """
+    check(taxonomy.labels)
+    number = (expected.sequence if expected else 0) + 1
+    table = pa.Table.from_pylist([vars(label) for label in taxonomy.labels], schema=TAXONOMY)
+    table = table.replace_schema_metadata({"forced_categories": "\n".join(taxonomy.forced_categories)})
+    version = f"t{number:06d}-{_digest(taxonomy)[:12]}"
+    store.write_table(f"taxonomy/{version}/taxonomy.parquet", table)
+    pointer = {"version": version, "author": author, "previous": expected.value["version"] if expected else None}
+    if not store.replace_pointer(_POINTER, pointer, expected):
+        raise ChangedError("Somebody else changed the taxonomy meanwhile; look at their change and try again.")
+    return replace(taxonomy, version=version)
+
+
+def edit(store: Store, author: str, changes: dict[str, Label]) -> Taxonomy:
+    """Puts ``changes`` (by ``label_id``, new or replacing) in force as a new version.
+
+    Raises:
+        WwtsError: before the first night, or as :func:`put`.
+    """
+    pointer = store.read_pointer(_POINTER)
+    if pointer is None:
+        raise WwtsError("There is no taxonomy yet; run `wwts init` first.")
+    before = read(store, str(pointer.value["version"]))
+    kept = tuple(changes.get(label.label_id, label) for label in before.labels)
+    added = tuple(label for label_id, label in changes.items() if label_id not in before.by_id)
+    return put(store, replace(before, labels=kept + added), author, pointer)
+
+
+def check(labels: Iterable[Label]) -> None:
+    """Refuses duplicate ids, empty names and malformed paths, naming the label.
+
+    Raises:
+        WwtsError: for the first fault found.
+    """
+    seen: set[str] = set()
+    for label in labels:
+        if not label.label_id or label.label_id in seen:
+            raise WwtsError(
+                f"label_id {label.label_id!r} is empty or occurs twice; every label needs an id of its own."
+            )
+        if not label.label_zh.strip():
+            raise WwtsError(f"Label {label.label_id} has no Chinese name; fill in label_zh.")
+        if label.category_path and not all(part.strip() for part in label.category_path.split(" > ")):
+            raise WwtsError(f"Label {label.label_id}: category_path {label.category_path!r} has an empty level.")
+        seen.add(label.label_id)
+
+
+def to_csv(taxonomy: Taxonomy) -> bytes:
+    """All labels as CSV with a byte-order mark, which Chinese Excel needs."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, [*CSV_COLUMNS, "forced_review", "enabled"], lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(vars(label) for label in taxonomy.labels)
+    return out.getvalue().encode("utf-8-sig")
+
+
+def from_csv(data: bytes) -> tuple[Label, ...]:
+    """Labels from CSV as :func:`to_csv` writes it; ``forced_review`` and ``enabled`` may be left out.
+
+    Raises:
+        WwtsError: naming the line, when a column is missing, or a flag is neither true nor false.
+    """
+    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+    missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or [])]
+    if missing:
+        raise WwtsError(f"The label file lacks the column(s) {', '.join(missing)}.")
+    labels = tuple(_label(row, reader.line_num) for row in reader)
+    check(labels)
+    return labels
+
+
+def _label(row: dict[str, str], line: int) -> Label:
+    texts = {name: (row[name] or "").strip() for name in CSV_COLUMNS}
+    return Label(
+        **texts,
+        forced_review=_flag(row.get("forced_review") or "false", line),
+        enabled=_flag(row.get("enabled") or "true", line),
+    )
+
+
+def _flag(text: str, line: int) -> bool:
+    try:
+        return {"true": True, "false": False, "1": True, "0": False}[text.strip().lower()]
+    except KeyError:
+        raise WwtsError(f"Line {line}: {text!r} is neither true nor false.") from None
+
+
+def _digest(taxonomy: Taxonomy) -> str:
+    content = to_csv(taxonomy) + "\n".join(taxonomy.forced_categories).encode()
+    return hashlib.sha256(content).hexdigest()
