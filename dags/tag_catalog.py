@@ -18,6 +18,7 @@ from airflow.sdk import (
     task,
 )
 from airflow.sdk.exceptions import AirflowSkipException
+
 from wwts_ops import settings
 from wwts_ops.errors import UnavailableError, WwtsError
 
@@ -68,6 +69,7 @@ def tag_catalog() -> None:
     @task(task_display_name="计划")
     def plan() -> list[dict[str, Any]]:
         from airflow.sdk.configuration import conf
+
         from wwts_ops import night
 
         context = get_current_context()
@@ -85,11 +87,13 @@ def tag_catalog() -> None:
         get_current_context()["part"] = f"{part['run_key']} / {part['shard']}"  # type: ignore[typeddict-unknown-key]
         night.tag_shard(SETTINGS, part["run_key"], part["shard"])
 
-    # One broken shard never loses the others: what is done is published, and `all_shards_done` fails the run.
-    @task(trigger_rule=TriggerRule.ALL_DONE_MIN_ONE_SUCCESS, outlets=[PUBLISHED_TAGS], task_display_name="发布")
-    def publish() -> None:
+    # One broken shard never loses the others: what is done is published, then `all_shards_done` fails the run.
+    @task(trigger_rule=TriggerRule.ALL_DONE, outlets=[PUBLISHED_TAGS], task_display_name="发布")
+    def publish(planned: dict[str, Any] | None) -> None:
         from wwts_ops import night
 
+        if planned is None:
+            raise AirflowSkipException("没有计划，无需发布")
         night.publish_tags(SETTINGS)
 
     @task(task_display_name="送审")
@@ -104,16 +108,17 @@ def tag_catalog() -> None:
 
         return night.build_report(SETTINGS, planned)
 
-    @task(trigger_rule=TriggerRule.ONE_FAILED, retries=0, task_display_name="全部完成")
-    def all_shards_done() -> None:
-        raise WwtsError("Some shards failed; what they hold is tagged first in the next run. See their logs.")
+    @task(retries=0, task_display_name="全部完成")
+    def all_shards_done(planned: dict[str, Any]) -> None:
+        from wwts_ops import night
+
+        night.refuse_unfinished(SETTINGS, planned["run_keys"])
 
     shards = plan()
     planned = shards["night"]
     tagged = tag_shard.expand(part=shards)
-    published, routed, paged = publish(), route_to_review(planned), report(planned)
-    [shards, tagged] >> published >> routed >> paged
-    tagged >> all_shards_done()
+    published, routed, paged = publish(planned), route_to_review(planned), report(planned)
+    [shards, tagged] >> published >> routed >> paged >> all_shards_done(planned)
 
 
 tag_catalog()

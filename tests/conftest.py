@@ -125,6 +125,7 @@ def _healthy(process: subprocess.Popen[bytes], url: str) -> bool:
 def _wait_for_bucket(endpoint: str) -> None:
     """The server is healthy a moment before it can store anything."""
     import fsspec
+
     from wwts_ops.storage import s3_options
 
     fs = fsspec.filesystem("s3", **s3_options(endpoint))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from wwts_ops import schemas
+
+from wwts_ops import planning, schemas
 from wwts_ops.storage import Store
 
 DATE = date(2026, 3, 8)
@@ -101,8 +101,12 @@ def write_plan(store: Store, night: Night) -> None:
         "date": night.day.isoformat(),
         "catalog": "商品图/三月",
         "model_name": "wwts-tagger",
+        "complete": True,
         "model_version": "1",
+        "model_sha256": "a" * 64,
+        "backbone_sha256": "b" * 64,
         "taxonomy_version": "t000001-5d0c7be1a9f3",
+        "known_runs": (),
         "images": len(night.rows) + len(night.bad),
         "shards": night.shards,
         "delisted": 0,
@@ -112,10 +116,10 @@ def write_plan(store: Store, night: Night) -> None:
         "skipped": 0,
         **night.header,
     }
-    schema = schemas.PLAN.with_metadata({"wwts": json.dumps(header)})
+    schema = schemas.PLAN.with_metadata({"wwts": planning.Plan(**header).to_json()})
     buffer = io.BytesIO()
     pq.write_table(schema.empty_table(), buffer)
-    store.write_bytes(f"runs/{night.run_key}/plan.parquet", buffer.getvalue())
+    store.write_bytes(planning.plan_key(night.run_key), buffer.getvalue())
     store.write_json(f"runs/_sequence/{night.sequence:012d}.json", {"run_key": night.run_key})
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+
 from wwts_ops import watchdog
 
 ROOT = Path(__file__).parents[1]
@@ -193,7 +194,8 @@ class Machine:
         given = {key: value for key, value in SERVICES[name]["environment"].items() if value is not None}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         merged = {key: self.here(value) for key, value in {**dict(image), **given}.items()}
-        return {"PATH": path, "HOME": str(self.folder), "LANG": "C.UTF-8", watchdog.MARKER: self.marker, **merged}
+        ours = {"PATH": path, "HOME": str(self.folder), "LANG": "C.UTF-8"}
+        return {**ours, **merged, watchdog.MARKER: self.marker, "SPT_NOENV": "1"}  # the last two: to stop it all again
 
     def start(self, name: str) -> None:
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -261,9 +263,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         yield found
     finally:
         watchdog.stop(found.marker)
-        for process in found.running.values():
-            process.wait(30)
         stop_postgres()
+    for process in found.running.values():
+        process.wait(5)
 
 
 def in_profile(service: dict[str, Any], values: dict[str, str]) -> bool:

@@ -26,6 +26,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
 from wwts_ops import settings as settings_module
 from wwts_ops.errors import WwtsError
 from wwts_ops.fetch import ATTEMPTS, MAX_REDIRECTS, Address, Fetcher, check_uri, is_public

@@ -20,6 +20,7 @@ import pytest
 import report_store
 from PIL import Image
 from report_store import DATE, DRINKS, Bad, Night, Row
+
 from wwts_ops import report, settings, taxonomy
 from wwts_ops.images import REASONS
 from wwts_ops.storage import Store

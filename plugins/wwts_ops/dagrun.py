@@ -128,15 +128,15 @@ class Follower:
     def conclude(self, dag_id: str, code: int, log_path: Path) -> None:
         """Says how it went."""
         if self._night:
-            self._console.print(summary.night(self._night))
+            self._console.print(summary.night(self._night), markup=False, soft_wrap=True)
         elif self._planned and self._planned.get("dry_run"):
             self._console.print(summary.planned(self._planned) + "（仅预演，没有写入任何内容）")
         if code == 0:
-            self._console.print(f"[green]✓[/] {dag_id} 完成。日志：{log_path}")
+            self._console.print(f"[green]✓[/] {dag_id} 完成。日志：{log_path}", soft_wrap=True)
             return
         for message in dict.fromkeys(self._errors or self._plain):
-            self._console.print(message, style="red", markup=False)
-        self._console.print(f"[red]✗[/] {dag_id} failed (exit code {code}). Log: {log_path}")
+            self._console.print(message, style="red", markup=False, soft_wrap=True)
+        self._console.print(f"[red]✗[/] {dag_id} failed (exit code {code}). Log: {log_path}", soft_wrap=True)
 
 
 def _messages(event: Event) -> Iterator[str]:

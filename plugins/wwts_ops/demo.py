@@ -80,6 +80,15 @@ def make_catalog(folder: Path, console: Console) -> Path:
     return folder
 
 
+def photographs() -> list[Path]:
+    """The photographs of installed packages.
+
+    Raises:
+        WwtsError: when none of those packages is installed.
+    """
+    return [path for path, _ in _photos()]
+
+
 def _photos() -> list[tuple[Path, str]]:
     found = []
     for place, name in _PHOTOS.items():

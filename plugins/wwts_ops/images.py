@@ -76,9 +76,7 @@ MIN_SIDE: Final = 8
 MAX_SCANS: Final = 100
 """Scans of a progressive JPEG. Encoders write about ten; thousands make a small file take hours."""
 
-_MAX_SEGMENTS = (
-    4096  # before the first scan; an ICC profile takes up to 255, and files of nothing else are made to hurt
-)
+_MAX_SEGMENTS = 4096  # of a JPEG, or boxes of an AVIF; real files hold some dozens, an ICC profile up to 255
 _MENDS = 3  # rounds of taking out what a harmless warning is about
 _THUMBNAIL_QUALITY = 80
 
@@ -281,8 +279,11 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 def _rejected(kind: str, data: bytes, error: BaseException) -> Rejected:
     """The verdict on ``data`` after a decoder's ``error``."""
-    message = str(error).lower()
-    detail = f"{kind}: {type(error).__name__}: {error}"
+    # Pillow's message would name an address in memory, and a night run again must give the same rows.
+    unidentified = isinstance(error, UnidentifiedImageError)
+    said = "the header makes no sense" if unidentified else str(error)
+    message = said.lower()
+    detail = f"{kind}: {type(error).__name__}: {said}"
     if isinstance(error, MemoryError | Image.DecompressionBombError | Image.DecompressionBombWarning):
         return Rejected("too_many_pixels", detail)
     if "truncated" in message or "premature end" in message:
@@ -291,7 +292,7 @@ def _rejected(kind: str, data: bytes, error: BaseException) -> Rejected:
         return Rejected("unsupported_format", detail)
     if _IS_CUT[kind](data):
         return Rejected("truncated", detail)
-    if kind == "TIFF" and isinstance(error, UnidentifiedImageError):  # its directory is there: a layout Pillow lacks
+    if kind == "TIFF" and unidentified:  # its directory is there: a layout Pillow lacks
         return Rejected("unsupported_format", detail)
     return Rejected("corrupt", detail)
 

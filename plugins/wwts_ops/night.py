@@ -154,6 +154,21 @@ def build_report(settings: Settings, night: Night) -> str:
     return page
 
 
+def refuse_unfinished(settings: Settings, run_keys: Iterable[str]) -> None:
+    """Fails a night that left shards undone, after everything else was published.
+
+    Raises:
+        WwtsError: naming the runs; the next night does those shards first.
+    """
+    open_keys = {one.run_key for one in planning.unfinished(Store.of(settings))}
+    left = sorted(open_keys.intersection(run_keys))
+    if left:
+        raise WwtsError(
+            f"Some shards of {', '.join(left)} failed; see the logs of tag_shard. What is done is published, "
+            "and the next run does the rest first."
+        )
+
+
 def _sums(store: Store, plans: Iterable[planning.Plan]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from wwts_ops import catalog
 from wwts_ops.catalog import Source
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.images import TRANSIENT_REASONS
-from wwts_ops.manifests import FIELDS, create_table, quoted
+from wwts_ops.manifests import FIELDS, create_table, first_line, quoted
 from wwts_ops.schemas import PLAN
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -46,8 +47,11 @@ DELISTED = -1
 #: A mapped Airflow task is costly past a few hundred entries; shards grow instead.
 MAX_SHARDS = 128
 
-#: DuckDB spills beyond this. A million rows against a million then take about 250 MB and a second.
-_MEMORY = "100MB"
+#: DuckDB spills beyond the first; a million rows against a million then take about 250 MB and a second. What cannot
+#: be done so (a join of very long ids, say) is done again with more.
+_MEMORY_MB = (100, 1_000, 8_000)
+#: What sorting takes of memory; the plan's rows are in memory anyhow.
+_ROWS_PER_MB = 1_000
 _METADATA = b"wwts"
 _MAX_REPORTED = 100
 #: A folder that loses no more images than this is not mistaken for a failed mount.
@@ -55,6 +59,7 @@ _SMALL_LOSS = 20
 #: Runs, and images in a run, from which the speed of a night is learned.
 _SPEED_RUNS, _SPEED_IMAGES = 7, 100
 _DIGEST_ROWS = 65_536
+_FINGERPRINT = ("size", "mtime", "etag")
 _HASH = "hash({})"  # finds suspects only; a test makes all of them collide
 _PART = re.compile(r"part-(?P<run_key>.+)-\d+\.parquet")
 
@@ -152,7 +157,7 @@ class Proposal:
     @property
     def is_empty(self) -> bool:
         """Nothing to tag and nothing to delist."""
-        return self.table.num_rows == 0
+        return not self.plan.images + self.plan.delisted
 
 
 def plan_key(run_key: str) -> str:
@@ -282,7 +287,7 @@ def _write(store: Store, proposal: Proposal) -> None:
 def _runs_of_shards(table: pa.Table) -> Iterator[tuple[int, int]]:
     shards = table["shard"].to_numpy()
     edges = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
-    return ((start, end - start) for start, end in zip(edges, edges[1:], strict=False) if end > start)
+    return ((start, end - start) for start, end in pairwise(edges) if end > start)
 
 
 def _remove_empty(folder: Path) -> None:
@@ -316,23 +321,31 @@ def propose(store: Store, settings: Settings, request: Request) -> Proposal:
     """
     claims = tuple(_claims(store))
     history = _History(claims, frozenset(_finished(store, [run_key for _, run_key in claims])))
-    with _engine() as (con, scratch):
+    for memory in _MEMORY_MB[:-1]:
+        try:
+            return _propose(store, settings, request, history, memory)
+        except duckdb.OutOfMemoryException as error:
+            log.info("planning_again", memory_mb=memory, detail=first_line(error))
+    return _propose(store, settings, request, history, _MEMORY_MB[-1])
+
+
+def _propose(store: Store, settings: Settings, request: Request, history: _History, memory: int) -> Proposal:
+    with _engine(memory) as (con, scratch):
         source = catalog.load(con, settings)
+        source = replace(source, complete=source.complete and request.limit is None)
         _load_history(con, store, history, scratch)
-        can_delist = source.complete and request.limit is None
-        _compare(con, source, can_delist=can_delist)
-        if can_delist:
-            _check_delisted(con, source, settings)
+        _compare(con, source)
+        _check_delisted(con, source, settings)
         found = _count(con, "difference WHERE line IS NOT NULL")
-        capacity = _capacity(store, settings, request, history)
-        table = _rows(con, settings, found if capacity is None else min(capacity, found))
+        con.execute(f"SET memory_limit = '{memory + found // _ROWS_PER_MB}MB'")
+        table = _rows(con, settings, min(found, *_capacities(store, settings, request, history)))
         header = _describe(con, source, request, history)
         catalog.check_unchanged(source)
     images = pc.sum(pc.equal(table["action"], "tag")).as_py() or 0
     plan = replace(
         header,
         images=images,
-        shards=(pc.max(table["shard"]).as_py() if table.num_rows else DELISTED) + 1,
+        shards=(pc.max(table["shard"]).as_py() if images else DELISTED) + 1,
         delisted=table.num_rows - images,
         carried_over=found - images,
     )
@@ -340,12 +353,12 @@ def propose(store: Store, settings: Settings, request: Request) -> Proposal:
 
 
 @contextmanager
-def _engine() -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
-    """An in-memory DuckDB that spills, and a folder for copies."""
+def _engine(memory: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
+    """An in-memory DuckDB that spills beyond ``memory`` MB, and a folder for copies."""
     with tempfile.TemporaryDirectory(prefix="wwts-plan-") as folder:
         config = {
-            "memory_limit": _MEMORY,
-            "threads": min(4, len(os.sched_getaffinity(0))),  # each more takes memory of its own
+            "memory_limit": f"{memory}MB",
+            "threads": 2,  # each more takes memory of its own
             "temp_directory": f"{folder}/spill",
             "preserve_insertion_order": False,
         }
@@ -424,21 +437,141 @@ def _local_paths(store: Store, keys: Sequence[str], scratch: Path) -> list[str]:
             path.symlink_to(store.path(key))
     elif paths:
         try:
-            store.fs.get_file if len(paths) == 1 else store.fs.get([store.path(k) for k in keys], [str(p) for p in paths])
+            store.fs.get([store.path(key) for key in keys], [str(path) for path in paths])
         except OSError as error:
             raise UnavailableError(f"{store.root} could not be read: {error}; try again") from error
     return [str(path) for path in paths]
 
 
-def _compare(con: duckdb.DuckDBPyConnection, source: Source, *, can_delist: bool) -> None:
-    """Makes ``difference``: ``line`` of what is new or changed; ``sequence`` and row of what is gone.
+def _compare(con: duckdb.DuckDBPyConnection, source: Source) -> None:
+    """Makes ``difference``: ``line`` of what is new or changed; for what is gone its plan row, and no ``line``.
 
-    A fingerprint that is unknown tonight is no change.
+    A fingerprint that is unknown tonight is no change. What is present but broken is not gone.
     """
-    changed = " OR ".join(
-        f"(t.{name} IS NOT NULL AND t.{name} IS DISTINCT FROM k.{name})" for name in ("size", "mtime", "etag")
+    changed = " OR ".join(f"(t.{name} IS NOT NULL AND t.{name} IS DISTINCT FROM k.{name})" for name in _FINGERPRINT)
+    # Little of the known rows is kept, because all of it is in memory at once.
+    known = f"""SELECT image_id, uri, size, mtime, etag, sequence, file_row_number, action = 'delist' AS was_gone,
+        action = 'tag' AND catalog = {quoted(source.catalog)} AS is_listed, {{is_retry}} AS is_retry FROM latest"""
+    if _count(con, "retry"):
+        known = known.format(is_retry="retry.image_id IS NOT NULL") + " LEFT JOIN retry USING (image_id, run_key)"
+    else:
+        known = known.format(is_retry="false")
+    con.execute(
+        f"""CREATE TABLE difference AS SELECT line, sequence, file_row_number,
+            CASE WHEN line IS NULL THEN k.image_id END AS gone_id
+        FROM (SELECT line, image_id, uri, size, mtime, etag FROM catalog) t
+        {"FULL" if source.complete else "LEFT"} JOIN ({known}) k ON t.image_id = k.image_id
+        WHERE CASE WHEN line IS NULL THEN is_listed
+            ELSE k.image_id IS NULL OR was_gone OR is_retry OR t.uri IS DISTINCT FROM k.uri OR {changed} END"""
     )
-    retry = "EXISTS (FROM retry WHERE retry.image_id = k.image_id AND retry.run_key = k.run_key)"
-    again = f"OR {retry}" if _count(con, "retry") else ""
-    gone = f"t.image_id IS NULL AND k.action = 'tag' AND k.catalog = {quoted(source.catalog)}"
-    ...
+    con.execute("DELETE FROM difference WHERE gone_id IN (SELECT image_id FROM broken)")
+
+
+def _check_delisted(con: duckdb.DuckDBPyConnection, source: Source, settings: Settings) -> None:
+    """Refuses a catalog that looks like a mistake.
+
+    Raises:
+        WwtsError: more than ``WWTS_MAX_DELIST_SHARE`` of what it listed before is gone.
+    """
+    gone = _count(con, "difference WHERE line IS NULL")
+    if not gone:
+        return
+    listed = _count(con, f"latest WHERE action = 'tag' AND catalog = {quoted(source.catalog)}")
+    if gone <= settings.max_delist_share * listed:
+        return
+    if source.kind == "folder" and gone <= _SMALL_LOSS and _count(con, "catalog"):
+        return
+    what = "check the manifest" if source.kind == "manifest" else "check that the folder is mounted and whole"
+    raise WwtsError(
+        f"{source.catalog} would delist {gone:,} of {listed:,} images ({gone / listed:.0%}), more than the "
+        f"{settings.max_delist_share:.0%} that WWTS_MAX_DELIST_SHARE allows; {what}. If the images are gone indeed, "
+        "raise WWTS_MAX_DELIST_SHARE for one night; if it lists only what is new, set WWTS_CATALOG_MODE=delta."
+    )
+
+
+def _capacities(store: Store, settings: Settings, request: Request, history: _History) -> list[int]:
+    """At most how many images fit; one reason an item."""
+    most = [sys.maxsize] if request.limit is None else [request.limit]
+    if settings.deadline is not None:
+        seconds = (_next(settings.now(), settings.deadline) - settings.now()).total_seconds()
+        # Whole shards, so that two starters a second apart plan the same.
+        shards = int(_images_per_second(store, settings, history) * seconds / settings.shard_size)
+        most.append(max(1, shards) * settings.shard_size)
+    return most
+
+
+def _next(now: datetime, deadline: time) -> datetime:
+    """The first moment after ``now`` when clocks there show ``deadline``, in UTC."""
+    days = (datetime.combine(now.date() + timedelta(days=n), deadline, now.tzinfo) for n in (0, 1, 2))
+    return next(moment for day in days if (moment := day.astimezone(UTC)) > now)
+
+
+def _images_per_second(store: Store, settings: Settings, history: _History) -> float:
+    """Median speed of the last runs that were large enough to tell."""
+    speeds: list[float] = []
+    for _, run_key in reversed(history.claims):
+        if run_key in history.finished and len(speeds) < _SPEED_RUNS:
+            done = store.read_json(done_key(run_key))
+            if done.get("images", 0) >= _SPEED_IMAGES and done.get("images_per_second"):
+                speeds.append(float(done["images_per_second"]))
+    return statistics.median(speeds) if speeds else settings.images_per_second
+
+
+def _rows(con: duckdb.DuckDBPyConnection, settings: Settings, images: int) -> pa.Table:
+    """The plan's rows: the first ``images`` of what is new in shards, then what is gone."""
+    fields = ", ".join(FIELDS)
+    new = con.execute(
+        f"""SELECT 'tag' AS action, {fields} FROM catalog
+        WHERE line IN (SELECT line FROM difference WHERE line IS NOT NULL)
+        ORDER BY priority DESC NULLS LAST, mtime DESC NULLS LAST, image_id LIMIT {images}"""
+    ).to_arrow_table()
+    gone = con.execute(
+        f"""SELECT 'delist' AS action, {fields} FROM planned JOIN difference USING (sequence, file_row_number)
+        WHERE line IS NULL ORDER BY image_id"""
+    ).to_arrow_table()
+    size = max(settings.shard_size, -(-new.num_rows // MAX_SHARDS))
+    shards = np.concatenate([np.arange(new.num_rows) // size, np.full(gone.num_rows, DELISTED)]).astype(np.int32)
+    rows = pa.concat_tables([new, gone], promote_options="permissive").append_column("shard", pa.array(shards))
+    return rows.select(PLAN.names).cast(PLAN)
+
+
+def _describe(con: duckdb.DuckDBPyConnection, source: Source, request: Request, history: _History) -> Plan:
+    """The header without what the rows say."""
+    broken = con.execute(f"SELECT line, image_id, reason FROM broken ORDER BY ALL LIMIT {_MAX_REPORTED}").fetchall()
+    return Plan(
+        run_key="",
+        sequence=history.next_sequence,
+        date=request.date.isoformat(),
+        catalog=source.catalog,
+        complete=source.complete,
+        **asdict(request.pin),
+        known_runs=tuple(run_key for _, run_key in history.claims if run_key in history.finished),
+        shards=0,
+        images=0,
+        delisted=0,
+        carried_over=0,
+        broken_rows=_count(con, "broken"),
+        broken=tuple({"line": line, "image_id": image_id, "reason": reason} for line, image_id, reason in broken),
+        skipped=source.skipped,
+    )
+
+
+def _count(con: duckdb.DuckDBPyConnection, rows: str) -> int:
+    return int(con.execute(f"SELECT count(*) FROM {rows}").fetchall()[0][0])
+
+
+def _digest(plan: Plan, table: pa.Table) -> str:
+    """SHA-256 over header (which holds the sequence: a plan's number is part of it) and rows.
+
+    Columns are hashed as lengths and bytes, in pieces of a fixed size, because Arrow's own bytes depend on how a
+    table came to be.
+    """
+    digest = hashlib.sha256(replace(plan, run_key="").to_json().encode())
+    for start in range(0, table.num_rows, _DIGEST_ROWS):
+        piece = table.slice(start, _DIGEST_ROWS)
+        for name in table.column_names:
+            text = piece[name].cast(pa.int64()) if pa.types.is_timestamp(piece[name].type) else piece[name]
+            text = text.cast(pa.string())
+            digest.update(pc.fill_null(pc.binary_length(text), -1).to_numpy().astype("<i4").tobytes())
+            digest.update("".join(pc.fill_null(text, "").to_pylist()).encode())
+    return digest.hexdigest()

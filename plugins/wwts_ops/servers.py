@@ -524,4 +524,6 @@ def _fleet(
         finally:
             watchdog.stop(marker)
             for child in fleet.children.values():
+                if child.poll() is None:  # its environment could not be read: end the group it leads
+                    os.killpg(child.pid, signal.SIGKILL)
                 child.wait()

@@ -16,6 +16,7 @@ from wwts_ops.storage import Store
 #: Beyond this DuckDB spills to a temporary folder.
 _MEMORY = "1GB"
 _BATCH_ROWS = 16_384
+_PATTERN = frozenset("[]?*")
 
 
 @contextmanager
@@ -34,10 +35,10 @@ def view(con: duckdb.DuckDBPyConnection, name: str, store: Store, keys: Iterable
     paths = [store.path(key) for key in keys]
     if not paths:
         con.register(name, schema.empty_table())
-    elif store.is_local:
-        # DuckDB's own reader pushes filters and columns down; its S3 one would be a download at run time.
+    elif store.is_local and not _PATTERN.intersection(store.root):
         con.read_parquet(paths).create_view(name)
     else:
+        # DuckDB's S3 reader would be a download at run time, and it takes some path characters for patterns.
         bare = [path.removeprefix("s3://") for path in paths]
         con.register(name, ds.dataset(bare, schema=schema, format="parquet", filesystem=store.fs))
 
