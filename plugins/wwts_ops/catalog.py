@@ -327,7 +327,7 @@ def _s3_list(fs: fsspec.AbstractFileSystem, prefix: str, delimiter: str) -> Iter
 
 @contextmanager
 def _s3_told(name: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
         yield

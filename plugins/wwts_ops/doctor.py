@@ -129,7 +129,7 @@ def _bounded(name: str, check: Callable[[Settings], list[Check]], settings: Sett
 def _failures() -> tuple[type[Exception], ...]:
     """What a disk or a server may answer with; S3's own errors only where its client is installed."""
     try:
-        from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+        from botocore.exceptions import BotoCoreError
     except ImportError:
         return (WwtsError, OSError)
     return (WwtsError, OSError, BotoCoreError)

@@ -49,7 +49,7 @@ MAX_SHARDS = 128
 
 #: DuckDB spills beyond the first; a million rows against a million then take about 250 MB and a second. What cannot
 #: be done so (a join of very long ids, say) is done again with more.
-_MEMORY_MB = (100, 1_000, 8_000)
+_MEMORY_MB = (130, 1_000, 8_000)
 #: What sorting takes of memory; the plan's rows are in memory anyhow.
 _ROWS_PER_MB = 1_000
 _METADATA = b"wwts"
@@ -370,12 +370,12 @@ def _load_history(con: duckdb.DuckDBPyConnection, store: Store, history: _Histor
     """Makes ``latest`` (the latest plan row of every image, with run and catalog) and ``retry`` (image and run)."""
     paths = _local_paths(store, [plan_key(run_key) for _, run_key in history.claims], scratch)
     runs = [
-        (sequence, run_key, _header(pq.read_schema(path), path).catalog, path)
+        (sequence, run_key, _catalog_of(path), path)
         for (sequence, run_key), path in zip(history.claims, paths, strict=True)
     ]
-    schema = pa.schema([("sequence", pa.int64()), *((n, pa.string()) for n in ("run_key", "catalog", "filename"))])
-    create_table(con, "runs", schema, [pa.table(list(zip(*runs, strict=True)), schema=schema)] if runs else [])
+    con.execute("CREATE TABLE runs (sequence BIGINT, run_key VARCHAR, catalog VARCHAR, filename VARCHAR)")
     if paths:
+        con.executemany("INSERT INTO runs VALUES (?, ?, ?, ?)", runs)  # Arrow would import pandas (40 MB)
         scan = f"read_parquet([{', '.join(map(quoted, paths))}], filename = true, file_row_number = true)"
         con.execute(f"CREATE VIEW planned AS SELECT * FROM {scan} JOIN runs USING (filename)")
     else:
@@ -383,6 +383,12 @@ def _load_history(con: duckdb.DuckDBPyConnection, store: Store, history: _Histor
         con.execute("CREATE VIEW planned AS SELECT *, 0 AS file_row_number FROM planned_rows, runs")
     _supersede(con)
     _load_transient(con, store, history, scratch)
+
+
+def _catalog_of(path: str) -> str:
+    # An open file: from a path, Arrow would load its own S3 client (30 MB).
+    with open(path, "rb") as file:
+        return _header(pq.read_schema(file), path).catalog
 
 
 def _supersede(con: duckdb.DuckDBPyConnection) -> None:
@@ -520,12 +526,12 @@ def _images_per_second(store: Store, settings: Settings, history: _History) -> f
 def _rows(con: duckdb.DuckDBPyConnection, settings: Settings, images: int) -> pa.Table:
     """The plan's rows: the first ``images`` of what is new in shards, then what is gone."""
     fields = ", ".join(FIELDS)
-    new = con.execute(
+    new = con.sql(
         f"""SELECT 'tag' AS action, {fields} FROM catalog
         WHERE line IN (SELECT line FROM difference WHERE line IS NOT NULL)
         ORDER BY priority DESC NULLS LAST, mtime DESC NULLS LAST, image_id LIMIT {images}"""
     ).to_arrow_table()
-    gone = con.execute(
+    gone = con.sql(
         f"""SELECT 'delist' AS action, {fields} FROM planned JOIN difference USING (sequence, file_row_number)
         WHERE line IS NULL ORDER BY image_id"""
     ).to_arrow_table()

@@ -53,5 +53,5 @@ def night(event: Mapping[str, Any]) -> str:
 def _reasons(reasons: Mapping[str, int]) -> str:
     if not reasons:
         return ""
-    told = "，".join(f"{REASONS[code]} {count}" for code, count in sorted(reasons.items(), key=lambda item: -item[1]))
+    told = "；".join(f"{REASONS[code]}：{count}" for code, count in sorted(reasons.items(), key=lambda item: -item[1]))
     return f"（{told}）"
