@@ -87,12 +87,13 @@ def tag_catalog() -> None:
         get_current_context()["part"] = f"{part['run_key']} / {part['shard']}"  # type: ignore[typeddict-unknown-key]
         night.tag_shard(SETTINGS, part["run_key"], part["shard"])
 
-    # One broken shard never loses the others: what is done is published, then `all_shards_done` fails the run.
+    # One broken shard never loses the others: what is done is published, then `finish` fails the run.
+    # `shards` is what plan() returned, None when it failed or was skipped; an XCom of another key would be an error.
     @task(trigger_rule=TriggerRule.ALL_DONE, outlets=[PUBLISHED_TAGS], task_display_name="发布")
-    def publish(planned: dict[str, Any] | None) -> None:
+    def publish(shards: list[dict[str, Any]] | None) -> None:
         from wwts_ops import night
 
-        if planned is None:
+        if shards is None:
             raise AirflowSkipException("没有计划，无需发布")
         night.publish_tags(SETTINGS)
 
@@ -108,17 +109,17 @@ def tag_catalog() -> None:
 
         return night.build_report(SETTINGS, planned)
 
-    @task(retries=0, task_display_name="全部完成")
-    def all_shards_done(planned: dict[str, Any]) -> None:
+    @task(task_display_name="收尾")
+    def finish(planned: dict[str, Any]) -> None:
         from wwts_ops import night
 
-        night.refuse_unfinished(SETTINGS, planned["run_keys"])
+        night.finish(SETTINGS, planned["run_keys"])
 
     shards = plan()
     planned = shards["night"]
     tagged = tag_shard.expand(part=shards)
-    published, routed, paged = publish(planned), route_to_review(planned), report(planned)
-    [shards, tagged] >> published >> routed >> paged >> all_shards_done(planned)
+    published, routed, paged = publish(shards), route_to_review(planned), report(planned)
+    [shards, tagged] >> published >> routed >> paged >> finish(planned)
 
 
 tag_catalog()

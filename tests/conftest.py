@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,12 +12,17 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from wwts_ops.settings import Settings
+    from wwts_ops.tagger import Tagger
 
 S3_KEY, S3_SECRET, S3_BUCKET = "wwts-test", "wwts-test-secret", "wwts-test"
 S3_PORTS = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volume.port", "volume.port.grpc")
@@ -149,3 +155,44 @@ def _stop(process: subprocess.Popen[bytes], ports: dict[str, int]) -> None:
     for path in Path("/tmp").glob("seaweedfs-*.sock"):  # it leaves them there, wherever its data are
         if path.stem.rpartition("-")[2] in {str(port) for port in ports.values()}:
             path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer's own reaches a test."""
+    for name in list(os.environ):
+        if name.startswith(("WWTS_", "MLFLOW_")) and name != "WWTS_TEST_PHOTOS":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def embedded_tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
+    """The embedded default, built once a session (about ten seconds); not to be written to."""
+    from wwts_ops import registry, settings
+
+    return registry.embedded(settings.load(store=str(tmp_path_factory.mktemp("embedded") / "store")))
+
+
+@pytest.fixture
+def make_settings(clean_environment: None, tmp_path: Path) -> Callable[..., Settings]:
+    """Settings with everything below ``tmp_path``, whatever is overridden on top."""
+    from wwts_ops import settings
+
+    def make(**overrides: object) -> Settings:
+        return settings.load(**{"store": str(tmp_path / "store"), **overrides})
+
+    return make
+
+
+@pytest.fixture
+def seeded_settings(make_settings: Callable[..., Settings], embedded_tagger: Tagger) -> Callable[..., Settings]:
+    """As ``make_settings``, with the embedded default in the cache: the first night need not build it."""
+
+    def make(**overrides: object) -> Settings:
+        settings = make_settings(**overrides)
+        target = settings.state_dir / "models" / embedded_tagger.folder.name
+        if not target.exists():
+            shutil.copytree(embedded_tagger.folder, target)
+        return settings
+
+    return make

@@ -431,7 +431,7 @@ def _is_bad(name: str, sql_type: str) -> str:
     if name == "price":
         bad = f"NOT coalesce(isfinite({value}), false)"
     elif name in {"priority", "size"}:
-        bad = f"{value} IS DISTINCT FROM TRY_CAST(raw.{name} AS DOUBLE)"  # the cast alone would round
+        bad = f"({value} IS NULL OR {value} <> TRY_CAST(raw.{name} AS DOUBLE))"  # the cast alone would round
     present = f"trim(raw.{name}) <> ''" if sql_type == "VARCHAR" else f"raw.{name} IS NOT NULL"
     return f"{present} AND {bad}"
 

@@ -37,7 +37,14 @@ app.add_typer(tags_app, name="tags")
 app.add_typer(taxonomy_app, name="taxonomy")
 app.add_typer(models_app, name="models")
 
-out = Console(highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+
+#: Why a picture named on the command line cannot be opened.
+_UNOPENED: dict[type[OSError], str] = {
+    FileNotFoundError: "没有这个文件",
+    IsADirectoryError: "这是文件夹，不是图片",
+    PermissionError: "没有读取权限",
+}
 
 
 def main() -> None:
@@ -125,18 +132,33 @@ def recognize(
     """Print what is in pictures: the main object and the top labels, in Chinese."""
     from wwts_ops.images import REASONS, Rejected
 
-    look = _recognizer(_settings())
+    settings = _settings()
+    look = _recognizer(settings)
     failed = False
     for path in images:
         try:
-            found = look(path.read_bytes())
+            found = look(_picture(path, settings.max_image_bytes))
         except (OSError, Rejected) as error:
             failed = True
-            reason = REASONS[error.reason] if isinstance(error, Rejected) else (error.strerror or str(error))
+            reason = REASONS[error.reason] if isinstance(error, Rejected) else _unopened(error)
             _print_failure(path, reason, as_json)
             continue
         _print_recognition(path, found, as_json)
     raise typer.Exit(1 if failed else 0)
+
+
+def _unopened(error: OSError) -> str:
+    return _UNOPENED.get(type(error)) or error.strerror or str(error)
+
+
+def _picture(path: Path, limit: int) -> bytes:
+    from wwts_ops.images import Rejected
+
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Rejected("too_large", f"more than {limit:,} bytes")
+    return data
 
 
 def _recognizer(found: Settings) -> Recognizer:
@@ -212,7 +234,10 @@ def export_taxonomy(target: Annotated[Path, typer.Argument(help="CSV file to wri
 
     found = _settings()
     names = taxonomy.ensure(Store.of(found), found.forced_review)
-    target.write_bytes(taxonomy.to_csv(names))
+    try:
+        target.write_bytes(taxonomy.to_csv(names))
+    except OSError as error:
+        raise WwtsError(f"{target} cannot be written: {error.strerror}; name another file.") from error
     out.print(f"{names.version}: {len(names.labels):,} labels → {target}", markup=False)
 
 

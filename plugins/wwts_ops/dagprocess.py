@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 
 def main(dag_id: str, conf: str) -> int:
-    """Runs ``dag_id`` with ``conf`` (JSON object); 0 when it succeeded, 1 when it failed, 2 when it cannot start."""
+    """Runs ``dag_id`` with ``conf`` (JSON object); 0 when it succeeded, 1 when it failed, 2 when it cannot start.
+
+    Why it cannot start is told as an event ``refused`` with a ``reason``.
+    """
     from airflow.configuration import conf as airflow_conf
     from airflow.dag_processing.dagbag import DagBag
     from airflow.sdk import DagRunState, timezone
@@ -19,12 +24,34 @@ def main(dag_id: str, conf: str) -> int:
     bag = DagBag(airflow_conf.get("core", "dags_folder"))
     dag: Any = bag.dags.get(dag_id)
     if dag is None:
-        for path, error in bag.import_errors.items():
-            print(f"{path} cannot be loaded:\n{error}", file=sys.stderr)  # noqa: T201
-        print(f"There is no DAG {dag_id!r}; there are: {', '.join(sorted(bag.dags))}.", file=sys.stderr)  # noqa: T201
-        return 2
-    run = dag.test(run_conf=json.loads(conf), logical_date=timezone.utcnow())
+        broken = [f"{path} cannot be loaded:\n{error}" for path, error in bag.import_errors.items()]
+        return _refuse("\n".join([*broken, f"There is no DAG {dag_id!r}; there are: {', '.join(sorted(bag.dags))}."]))
+    form = json.loads(conf)
+    wrong = _wrong_form(dag, form)
+    if wrong:
+        return _refuse(wrong)
+    run = dag.test(run_conf=form, logical_date=timezone.utcnow())
     return 0 if run.state == DagRunState.SUCCESS else 1
+
+
+def _wrong_form(dag: Any, form: Mapping[str, Any]) -> str | None:
+    """What is wrong with the form; Airflow itself ignores a misspelt name, and the run would do something else."""
+    from airflow.sdk.exceptions import ParamValidationError
+
+    unknown = sorted(set(form) - set(dag.params))
+    if unknown:
+        return f"{dag.dag_id} has no parameter {', '.join(unknown)}; it has: {', '.join(sorted(dag.params))}."
+    try:
+        deepcopy(dag.params).update(form)  # checks each value as it is set
+    except ParamValidationError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _refuse(reason: str) -> int:
+    event = {"event": "refused", "level": "error", "logger": "wwts_ops.dagprocess", "reason": reason}
+    print(json.dumps(event, ensure_ascii=False), flush=True)  # noqa: T201
+    return 2
 
 
 if __name__ == "__main__":

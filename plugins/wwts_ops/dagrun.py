@@ -5,15 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -22,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from wwts_ops import servers, summary
+from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 
 Event = dict[str, Any]
@@ -29,6 +31,10 @@ Event = dict[str, Any]
 #: Homes of runs that were killed are removed after a day.
 _STALE_SECONDS = 86_400
 _SECONDS_BETWEEN_LINES = 5.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_OURS = "wwts_ops"
+#: The ``logger`` of lines that the child wrote as plain text.
+_CHILD = "wwts_ops.dagrun.child"
 
 
 def run(settings: Settings, dag_id: str, conf: Mapping[str, Any]) -> int:
@@ -36,8 +42,19 @@ def run(settings: Settings, dag_id: str, conf: Mapping[str, Any]) -> int:
 
     Returns:
         0 when it succeeded, 1 when it failed, 2 when it could not start, 128 + n when signal n ended it.
+
+    Raises:
+        WwtsError: when ``dag_id`` cannot be the name of a DAG.
     """
-    console = Console(highlight=False)
+    if not re.fullmatch(r"[\w.-]+", dag_id):
+        raise WwtsError(f"{dag_id!r} cannot be a DAG's name; try tag_catalog.")
+    with _signals(_exit):
+        return _run(settings, dag_id, conf)
+
+
+def _run(settings: Settings, dag_id: str, conf: Mapping[str, Any]) -> int:
+    # Machines that read events on standard output get nothing else there.
+    console = Console(highlight=False, stderr=settings.log_format == "json")
     logs = settings.state_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log_path = logs / f"{dag_id}-{datetime.now().strftime('%Y%m%dT%H%M%S')}-{os.getpid()}.jsonl"
@@ -68,7 +85,7 @@ class Follower:
         self._done: dict[tuple[str, int], int] = {}
         self._total = 0
         self._errors: list[str] = []
-        self._plain: list[str] = []
+        self._rest: list[str] = []
         self._night: Event | None = None
         self._planned: Event | None = None
         self._said_at = 0.0
@@ -79,23 +96,23 @@ class Follower:
         if not self._console.is_terminal:
             self._console.print(text)
 
-    def line(self, raw: bytes) -> None:
-        """Takes in one line of the child's output."""
+    def take(self, event: Event) -> None:
+        """Takes in one event of the child."""
         if self._echo:
-            sys.stdout.buffer.write(raw)
+            sys.stdout.buffer.write(_line(event))
             sys.stdout.flush()
-        try:
-            event = json.loads(raw)
-        except ValueError:
-            self._plain.append(raw.decode(errors="replace").rstrip())
-            del self._plain[:-20]
-            return
-        if isinstance(event, dict):
-            handle = getattr(self, f"_on_{event.get('event')}", None)
-            if handle:
-                handle(event)
-            elif event.get("level") in ("error", "critical"):
-                self._errors.extend(_messages(event))
+        ours = str(event.get("logger", "")).startswith(_OURS)
+        handle = getattr(self, f"_on_{event['event']}", None) if ours else None
+        if handle:
+            handle(event)
+        elif event.get("level") in ("error", "critical") and (message := _raised(event)):
+            self._errors.append(message)
+        elif event.get("level") in ("error", "critical") or event.get("logger") == _CHILD:
+            self._rest.append(str(event["event"]))
+            del self._rest[:-20]
+
+    def _on_refused(self, event: Event) -> None:
+        self._errors.append(event["reason"])
 
     def _on_registering_embedded_default(self, event: Event) -> None:
         self.phase(f"首次运行：正在登记内置模型 {event['model']}…")
@@ -132,19 +149,37 @@ class Follower:
         elif self._planned and self._planned.get("dry_run"):
             self._console.print(summary.planned(self._planned) + "（仅预演，没有写入任何内容）")
         if code == 0:
-            self._console.print(f"[green]✓[/] {dag_id} 完成。日志：{log_path}", soft_wrap=True)
+            self._console.print(f"✓ {dag_id} 完成。日志：{log_path}", markup=False, soft_wrap=True)
             return
-        for message in dict.fromkeys(self._errors or self._plain):
+        for message in dict.fromkeys(self._errors or self._rest):
             self._console.print(message, style="red", markup=False, soft_wrap=True)
-        self._console.print(f"[red]✗[/] {dag_id} failed (exit code {code}). Log: {log_path}", soft_wrap=True)
+        ending = f"✗ {dag_id} 没有完成（退出码 {code}）。日志：{log_path}"
+        self._console.print(ending, markup=False, soft_wrap=True)
 
 
-def _messages(event: Event) -> Iterator[str]:
-    details = event.get("error_detail") or event.get("exception") or []
-    for detail in details if isinstance(details, list) else []:
-        yield f"{detail.get('exc_type', '')}: {detail.get('exc_value', '')}".strip(": ")
-        return
-    yield str(event.get("event"))
+def _event(raw: bytes) -> Event:
+    """One line of the child's output; plain text, such as MLflow's own words, becomes an event too."""
+    try:
+        event = json.loads(raw)
+    except ValueError:
+        event = None
+    if isinstance(event, dict) and "event" in event:
+        return event
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    return {"timestamp": now, "level": "info", "event": raw.decode(errors="replace").rstrip(), "logger": _CHILD}
+
+
+def _line(event: Event) -> bytes:
+    return json.dumps(event, ensure_ascii=False).encode(errors="replace") + b"\n"
+
+
+def _raised(event: Event) -> str | None:
+    """The exception that an event tells of, in one line; our own sentences go without the name of their class."""
+    details = event.get("error_detail") or event.get("exception")
+    if not isinstance(details, list) or not details:
+        return None
+    kind, told = details[0].get("exc_type", ""), details[0].get("exc_value", "")
+    return told if kind in ("WwtsError", "UnavailableError") else f"{kind}: {told}"
 
 
 @contextmanager
@@ -160,28 +195,61 @@ def _follower(settings: Settings, console: Console) -> Iterator[Follower]:
 def _child(command: list[str], environment: Mapping[str, str], log: IO[bytes], follower: Follower) -> int:
     """Runs ``command`` in a session of its own, so that a signal to us ends all of it."""
     caught: list[int] = []
-    with subprocess.Popen(
-        command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    ) as child:
+    started: list[subprocess.Popen[bytes]] = []
 
-        def end(number: int, _: FrameType | None) -> None:
-            caught.append(number)
-            # Every write is whole or absent, so nothing needs time to tidy up.
-            os.killpg(child.pid, signal.SIGKILL)
+    def end(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        for child in started:
+            _kill(child)
 
-        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        try:
-            assert child.stdout is not None
-            for raw in child.stdout:
-                log.write(raw)
-                follower.line(raw)
-            code = child.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    # Handled before the child is there: a signal in between is remembered, and no child outlives us.
+    with _signals(end):
+        child = subprocess.Popen(
+            command, env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        started.append(child)
+        with child:
+            if caught:
+                _kill(child)
+            code = _followed(child, log, follower)
     if caught:
         return 128 + caught[0]
     return 128 - code if code < 0 else code
+
+
+def _followed(child: subprocess.Popen[bytes], log: IO[bytes], follower: Follower) -> int:
+    assert child.stdout is not None
+    try:
+        for raw in child.stdout:
+            event = _event(raw)
+            log.write(_line(event))
+            follower.take(event)
+        return child.wait()
+    finally:
+        _kill(child)  # when our own output is gone, say: nobody would see how it ends
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """Ends the child's whole session. Every write is whole or absent, so nothing needs time to tidy up."""
+    if child.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+@contextmanager
+def _signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block, signals that ask us to end go to ``handler``."""
+    before = {number: signal.signal(number, handler) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    """Leaves all blocks, so that what they opened is closed and removed."""
+    raise SystemExit(128 + number)
 
 
 @contextmanager

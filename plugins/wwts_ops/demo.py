@@ -59,7 +59,8 @@ def run(catalog: str, folder: Path) -> int:
     # A real shop starts in shadow; here one wants to see tags go live at once.
     os.environ.setdefault("WWTS_RELEASE", "live")
     console.print(f"图库：{catalog}", markup=False)
-    return dagrun.run(settings.load(), "tag_catalog", {})
+    found = settings.load()
+    return dagrun.run(found, f"{found.dag_prefix}tag_catalog", {})
 
 
 def make_catalog(folder: Path, console: Console) -> Path:
@@ -119,7 +120,7 @@ def _variants(source: Path, target: Path, chance: random.Random) -> Iterator[Pat
             # As large as a phone's or a camera's original.
             crop = crop.resize((width * 1600 // max(width, height), height * 1600 // max(width, height)))
         path = target.with_name(f"{target.name}-{number:02d}{chance.choice(['.jpg', '.jpg', '.jpg', '.png', '.webp'])}")
-        crop.save(path, **({} if path.suffix == ".png" else {"quality": chance.randint(70, 95)}))
+        crop.save(path, quality=chance.randint(70, 95))  # PNG takes no notice of it
         yield path
 
 

@@ -56,9 +56,9 @@ class EmbeddingWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._rows:
-            self._flush()
-        self._writer.close()
+        with self._writer:
+            if kind is None and self._rows:
+                self._flush()
 
 
 class KnownContents:

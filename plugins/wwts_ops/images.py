@@ -214,11 +214,14 @@ def decode(data: bytes, short_side: int, max_pixels: int) -> Decoded:
 
 
 def resize(rgb: Rgb, width: int, height: int) -> Rgb:
-    """``rgb`` (uint8, H × W × 3) at ``width`` × ``height``: area-averaged when it shrinks, cubic when it grows."""
+    """``rgb`` (uint8, H × W × 3) at ``width`` × ``height``: area-averaged when it shrinks by half or more, else linear.
+
+    Linear takes a quarter of the time, and below a factor of two it still sees every pixel.
+    """
     import cv2
 
-    shrinks = width <= rgb.shape[1] and height <= rgb.shape[0]
-    resized: Rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    halves = 2 * width <= rgb.shape[1] and 2 * height <= rgb.shape[0]
+    resized: Rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA if halves else cv2.INTER_LINEAR)
     return resized
 
 

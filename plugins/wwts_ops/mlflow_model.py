@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mlflow.models import set_model  # noqa: TID253 (MLflow runs this file by itself)
-from mlflow.pyfunc import PythonModel  # noqa: TID253
+# MLflow runs this file by itself, and reads the types of `predict` while it logs the model.
+import pandas as pd  # noqa: TID253
+from mlflow.models import set_model  # noqa: TID253
+from mlflow.pyfunc import PythonModel, PythonModelContext  # noqa: TID253
 
 from wwts_ops.images import Rejected
 from wwts_ops.recognition import Recognizer
 from wwts_ops.tagger import load
 from wwts_ops.taxonomy import Taxonomy, from_csv
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from mlflow.pyfunc import PythonModelContext
+_COLUMNS = ("label_id", "label_zh", "confidence", "decision", "error")
 
 
 class TaggerModel(PythonModel):  # type: ignore[misc]
@@ -28,13 +28,11 @@ class TaggerModel(PythonModel):  # type: ignore[misc]
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         """One row a picture; a picture that cannot be read has ``error`` and no label."""
-        import pandas as pd
-
         del context, params
-        return pd.DataFrame([self._one(bytes(data)) for data in model_input["image"]])
+        return pd.DataFrame([self._one(bytes(data)) for data in model_input["image"]], columns=_COLUMNS)
 
     def _one(self, data: bytes) -> dict[str, Any]:
-        empty = {"label_id": None, "label_zh": None, "confidence": None, "decision": None, "error": None}
+        empty: dict[str, Any] = dict.fromkeys(_COLUMNS)
         try:
             decision = self._recognize(data).decision
         except Rejected as rejected:

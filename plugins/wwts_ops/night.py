@@ -154,14 +154,27 @@ def build_report(settings: Settings, night: Night) -> str:
     return page
 
 
-def refuse_unfinished(settings: Settings, run_keys: Iterable[str]) -> None:
-    """Fails a night that left shards undone, after everything else was published.
+def finish(settings: Settings, run_keys: Iterable[str]) -> None:
+    """Marks the runs whose shards are all done: their contents count as known from now on.
+
+    The last stage, so that a night that is killed before it goes through publishing, queue and page again.
 
     Raises:
-        WwtsError: naming the runs; the next night does those shards first.
+        WwtsError: after everything else, when shards are left; it names their runs.
     """
-    open_keys = {one.run_key for one in planning.unfinished(Store.of(settings))}
-    left = sorted(open_keys.intersection(run_keys))
+    store = Store.of(settings)
+    left = []
+    for plan_ in (planning.read(store, run_key) for run_key in run_keys):
+        done = publish.done_shards(store, plan_)
+        if len(done) < plan_.shards:
+            left.append(plan_.run_key)
+            continue
+        results = [store.read_json(shard.marker) for shard in done]
+        images, seconds = sum(result["images"] for result in results), sum(result["seconds"] for result in results)
+        speed = round(images / seconds, 2) if seconds else 0.0
+        told = {"images": images, "seconds": round(seconds, 3), "images_per_second": speed}
+        store.write_json(planning.done_key(plan_.run_key), told)
+        log.info("run_finished", run_id=plan_.run_key, **told)
     if left:
         raise WwtsError(
             f"Some shards of {', '.join(left)} failed; see the logs of tag_shard. What is done is published, "

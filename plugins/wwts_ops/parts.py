@@ -23,11 +23,14 @@ class PartWriter:
     def __init__(self, store: Store, key: str, schema: pa.Schema) -> None:
         self._store, self._key, self._schema = store, key, schema
         self._rows: list[dict[str, Any]] = []
-        self._stack = ExitStack()
 
     def __enter__(self) -> PartWriter:
-        path = self._stack.enter_context(self._store.writing(self._key))
-        self._writer = self._stack.enter_context(pq.ParquetWriter(path, self._schema, compression="zstd"))
+        with ExitStack() as stack:
+            path = stack.enter_context(self._store.writing(self._key))
+            self._writer = stack.enter_context(pq.ParquetWriter(path, self._schema, compression="zstd"))
+            # Inside of both, so that a full disk is told, and its half file removed, for the last rows too.
+            stack.push(self._finish)
+            self._stack = stack.pop_all()
         return self
 
     def add(self, row: dict[str, Any]) -> None:
@@ -40,7 +43,9 @@ class PartWriter:
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows.clear()
 
-    def __exit__(self, *error: Any) -> None:
-        if error[0] is None and self._rows:
+    def _finish(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._rows:
             self._flush()
+
+    def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)

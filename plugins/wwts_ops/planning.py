@@ -49,7 +49,7 @@ MAX_SHARDS = 128
 
 #: DuckDB spills beyond the first; a million rows against a million then take about 250 MB and a second. What cannot
 #: be done so (a join of very long ids, say) is done again with more.
-_MEMORY_MB = (130, 1_000, 8_000)
+_MEMORY_MB = (125, 1_000, 8_000)
 #: What sorting takes of memory; the plan's rows are in memory anyhow.
 _ROWS_PER_MB = 1_000
 _METADATA = b"wwts"
@@ -361,6 +361,7 @@ def _engine(memory: int) -> Iterator[tuple[duckdb.DuckDBPyConnection, Path]]:
             "threads": 2,  # each more takes memory of its own
             "temp_directory": f"{folder}/spill",
             "preserve_insertion_order": False,
+            "python_enable_replacements": False,
         }
         with duckdb.connect(config=config) as con:
             yield con, Path(folder)

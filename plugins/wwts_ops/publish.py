@@ -68,7 +68,7 @@ class _Inputs:
 
 
 def publish(store: Store, settings: Settings) -> dict[str, Any] | None:
-    """Publishes what all done shards found and marks finished runs; None while there is nothing to publish.
+    """Publishes what all done shards found; None while there is nothing to publish.
 
     Returns:
         The pointer: ``snapshot``, ``rows``, ``live``, ``pending``, ``release``, ``model_version``,
@@ -83,15 +83,12 @@ def publish(store: Store, settings: Settings) -> dict[str, Any] | None:
         inputs = _inputs(store, settings.release)
         if not inputs.plans:
             return None
-        if pointer is None or pointer.value["snapshot"] != inputs.snapshot:
-            value = _write(store, inputs)
-            if not store.replace_pointer(POINTER, value, pointer):
-                continue
+        if pointer is not None and pointer.value["snapshot"] == inputs.snapshot:
+            return pointer.value
+        value = _write(store, inputs)
+        if store.replace_pointer(POINTER, value, pointer):
             log.info("published", **{name: value[name] for name in ("snapshot", "rows", "live", "pending", "release")})
-        else:
-            value = pointer.value
-        _finish(store, inputs)
-        return value
+            return value
     raise UnavailableError("Other publishers moved the pointer five times meanwhile; run the task again.")
 
 
@@ -223,19 +220,3 @@ def _pending_column(name: str) -> str:
     if name not in _TAG_COLUMNS:
         return f"n.{name}"
     return f"coalesce(l.{name}, n.{name}) AS {name}" if name in _ALWAYS else f"l.{name}"
-
-
-def _finish(store: Store, inputs: _Inputs) -> None:
-    """Marks the runs whose shards are all done and published; their contents count as known from now on."""
-    done = {shard.marker for shard in inputs.shards}
-    for plan in planning.unfinished(store):
-        markers = [Shard(plan, number).marker for number in range(plan.shards)]
-        if not done.issuperset(markers):
-            continue
-        results = [store.read_json(marker) for marker in markers]
-        images, seconds = sum(r["images"] for r in results), sum(r["seconds"] for r in results)
-        speed = round(images / seconds, 2) if seconds else 0.0
-        store.write_json(
-            planning.done_key(plan.run_key), {"images": images, "seconds": seconds, "images_per_second": speed}
-        )
-        log.info("run_finished", run_id=plan.run_key, images=images, images_per_second=speed)

@@ -50,17 +50,18 @@ def export(store: Store, target: Path) -> int:
     CSV begins with a byte-order mark, and lists become ``name:score`` joined by ``|``, so that Excel opens both.
 
     Raises:
-        WwtsError: for another suffix, before anything was published, or when a sheet cannot hold all rows.
+        WwtsError: for another suffix or a missing folder, before anything was published, or when a sheet cannot hold
+            all rows.
     """
     writers = {".csv": _to_csv, ".parquet": _to_parquet, ".xlsx": _to_xlsx}
     writer = writers.get(target.suffix.lower())
     if writer is None:
         raise WwtsError(f"{target}: exports end in {', '.join(FORMATS)}.")
-    # Opened here so that a missing snapshot is told before a file appears.
-    source = batches(store)
+    if not target.parent.is_dir():
+        raise WwtsError(f"{target}: there is no folder {target.parent}; make it first.")
     temporary = target.with_name(f".{target.name}.tmp")
     try:
-        count = writer(source, temporary)
+        count = writer(batches(store), temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

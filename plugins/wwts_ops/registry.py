@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -28,6 +30,12 @@ log = structlog.get_logger(__name__)
 CHAMPION = "champion"
 _EXPERIMENT = "wwts-models"
 _EMBEDDED = "wwts.embedded"
+#: What MLflow answers when asked for a version or an alias that is not there, or is no number.
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+#: MLflow's error codes that asking again does not change.
+_LASTING = frozenset(
+    {"BAD_REQUEST", "CUSTOMER_UNAUTHORIZED", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+)
 
 #: What recognising a picture needs, and nothing else: packed with every version.
 RECOGNITION = (
@@ -40,9 +48,7 @@ RECOGNITION = (
     "tagger.py",
     "runtime.py",
     "recognition.py",
-    "backbones/__init__.py",
-    "backbones/base.py",
-    "backbones/efficientnet_lite.py",
+    *(f"backbones/{path.name}" for path in sorted(Path(__file__).parent.glob("backbones/*.py"))),
 )
 _REQUIREMENTS = (
     "mlflow",
@@ -136,7 +142,7 @@ def ensure_champion(settings: Settings) -> ModelVersion:
         UnavailableError: when MLflow does not answer.
         WwtsError: when versions exist but none is champion: only a person can say which one to use.
     """
-    with _mlflow(settings) as client, _one_at_a_time(settings):
+    with _one_at_a_time(settings), _mlflow(settings) as client:
         found = _champion(client, settings.model_name)
         if found:
             return found
@@ -167,7 +173,7 @@ def resolve(settings: Settings, version: str | None) -> ModelVersion:
         try:
             return _version(client.get_model_version(settings.model_name, version))
         except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            if error.error_code not in _ABSENT:
                 raise
             raise WwtsError(f"Model {settings.model_name} has no version {version}; see `wwts models list`.") from error
 
@@ -180,11 +186,11 @@ def fetch(settings: Settings, model: ModelVersion) -> Tagger:
     """
     target = settings.state_dir / "models" / model.sha256
     if not target.exists():
-        _download(settings, model, target)
-    tagger = load(target)
-    if tagger.sha256 != model.sha256:
-        raise WwtsError(f"The files of {model.name} version {model.version} are not those that were registered.")
-    return tagger
+        # Verified before it is in the cache, where it would otherwise stay wrong after MLflow was mended.
+        with _mlflow(settings), _appearing(target) as folder:
+            _download(model, folder)
+            _verified(folder, model)
+    return _verified(target, model)
 
 
 def embedded(settings: Settings) -> Tagger:
@@ -200,6 +206,7 @@ def embedded(settings: Settings) -> Tagger:
 
 def _register_embedded(client: Any, settings: Settings) -> Any:
     import mlflow
+    import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
@@ -207,8 +214,7 @@ def _register_embedded(client: Any, settings: Settings) -> Any:
     tagger = embedded(settings)
     with tempfile.TemporaryDirectory(prefix="wwts-model-") as name:
         staged = Path(name)
-        labels = taxonomies.Taxonomy("", taxonomies.embedded_labels())
-        (staged / "labels.csv").write_bytes(taxonomies.to_csv(labels))
+        (staged / "labels.csv").write_bytes(_labels(settings))
         _stage_code(staged / "code")
         with mlflow.start_run(experiment_id=_experiment(client, settings), run_name="embedded default"):
             mlflow.set_tags({"mlflow.source.git.commit": git_sha() or "", "wwts.stage": "embedded"})
@@ -220,6 +226,7 @@ def _register_embedded(client: Any, settings: Settings) -> Any:
                 code_paths=[str(staged / "code" / "wwts_ops")],
                 pip_requirements=[f"{package}=={installed(package)}" for package in _REQUIREMENTS],
                 signature=ModelSignature(Schema([ColSpec("binary", "image")]), None),
+                input_example=pd.DataFrame({"image": [_example()]}),
             )
     tags = {
         "model_sha256": tagger.sha256,
@@ -231,12 +238,30 @@ def _register_embedded(client: Any, settings: Settings) -> Any:
     return mlflow.register_model(logged.model_uri, settings.model_name, tags=tags)
 
 
+def _labels(settings: Settings) -> bytes:
+    """The embedded labels as CSV, each with its own flag: categories that a person must see stay in the store."""
+    taxonomy = taxonomies.embedded(settings.forced_review)
+    flagged = (
+        replace(label, forced_review=taxonomy.forced_reason(label.label_id) is not None) for label in taxonomy.labels
+    )
+    return taxonomies.to_csv(taxonomies.Taxonomy("packed", tuple(flagged)))
+
+
 def _stage_code(folder: Path) -> None:
     source = Path(__file__).parent
-    for name in (*RECOGNITION, "data/labels_zh.csv"):
+    for name in RECOGNITION:
         target = folder / "wwts_ops" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target)
+
+
+def _example() -> bytes:
+    """A picture for MLflow to show callers how to send one."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (32, 32), "white").save(out, "PNG")
+    return out.getvalue()
 
 
 def _code_sha256() -> str:
@@ -251,7 +276,7 @@ def _experiment(client: Any, settings: Settings) -> str:
     if found:
         return str(found.experiment_id)
     location = None
-    if settings.resolved_tracking_uri.startswith("sqlite:"):
+    if settings.resolved_tracking_uri.startswith(("sqlite", "postgresql", "mysql", "mssql")):
         # Without a server MLflow would put artifacts below whatever folder it happens to run in.
         location = (settings.state_dir / "mlartifacts").as_uri()
     return str(client.create_experiment(_EXPERIMENT, artifact_location=location))
@@ -263,7 +288,7 @@ def _champion(client: Any, name: str) -> ModelVersion | None:
     try:
         return _version(client.get_model_version_by_alias(name, CHAMPION))
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if error.error_code in _ABSENT:
             return None
         raise
 
@@ -277,16 +302,23 @@ def _version(entry: Any) -> ModelVersion:
         ) from error
 
 
-def _download(settings: Settings, model: ModelVersion, target: Path) -> None:
+def _download(model: ModelVersion, folder: Path) -> None:
     import mlflow
 
-    with _mlflow(settings), _appearing(target) as folder, tempfile.TemporaryDirectory(prefix="wwts-fetch-") as name:
-        uri = f"models:/{model.name}/{model.version}"
+    uri = f"models:/{model.name}/{model.version}"
+    with tempfile.TemporaryDirectory(prefix="wwts-fetch-") as name:
         path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=name)
         found = [entry.parent for entry in Path(path).rglob("tagger.json")]
         if not found:
             raise WwtsError(f"{uri} holds no tagger; its upload was cut off. Register it again.")
         shutil.copytree(found[0], folder, dirs_exist_ok=True)
+
+
+def _verified(folder: Path, model: ModelVersion) -> Tagger:
+    tagger = load(folder)
+    if tagger.sha256 != model.sha256:
+        raise WwtsError(f"The files of {model.name} version {model.version} are not those that were registered.")
+    return tagger
 
 
 @contextmanager
@@ -313,26 +345,43 @@ def _mlflow(settings: Settings) -> Iterator[Any]:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     uri = settings.resolved_tracking_uri
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        mlflow.set_tracking_uri(uri)
-        yield mlflow.MlflowClient(tracking_uri=uri)
-    except (MlflowException, OSError) as error:
-        raise UnavailableError(f"MLflow at {_shown(uri)} does not answer as it should: {error}") from error
+        with _tracking(uri):
+            yield mlflow.MlflowClient(tracking_uri=uri)
+    # The causes are left out of the traceback: their own words hold the URI with its password.
+    except MlflowException as error:
+        if error.error_code in _LASTING:
+            raise WwtsError(f"MLflow at {_shown(uri)} refuses: {_shown(str(error))}") from None
+        raise _unavailable(uri, error) from None
+    except (SQLAlchemyError, OSError) as error:
+        raise _unavailable(uri, error) from None
 
 
-def _shown(uri: str) -> str:
-    """The URI without a password."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
+@contextmanager
+def _tracking(uri: str) -> Iterator[None]:
+    """Points MLflow's functions to ``uri``, and afterwards takes back the variable that it sets for child processes."""
+    import mlflow
 
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
     try:
-        return make_url(uri).render_as_string(hide_password=True)
-    except ArgumentError:
-        return uri.rsplit("@", 1)[-1]
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def _unavailable(uri: str, error: Exception) -> UnavailableError:
+    return UnavailableError(f"MLflow at {_shown(uri)} does not answer as it should: {_shown(str(error))}")
+
+
+def _shown(text: str) -> str:
+    """``text`` without the user, password or token of any URI in it."""
+    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", re.sub(r"://[^/\s]*@", "://***@", text))
 
 
 @contextmanager

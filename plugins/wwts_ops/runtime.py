@@ -68,7 +68,8 @@ class TorchEmbedder(Embedder):
         """See :class:`Embedder`."""
         import torch
 
-        with torch.inference_mode():
+        # TF32, which torch allows convolutions by default, would be off by more than a step of float16.
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             pixels = torch.from_numpy(crops).to(self._device, non_blocking=True)
             embedding: Array = self._network(pixels).to(torch.float16).cpu().numpy()
         return embedding
@@ -88,8 +89,9 @@ class Scorer:
         return _session(_head_graph(self._tagger.head_weight, self._tagger.head_bias))
 
     def __call__(self, embeddings: Array) -> Array:
-        """``float16 [n, dimension]`` → ``float32 [n, labels]``, rows summing to 1."""
-        return np.asarray(self._session.run(None, {"embedding": embeddings.astype(np.float32)})[0])
+        """``float16 [n, dimension]`` (others are rounded to it) → ``float32 [n, labels]``, rows summing to 1."""
+        rounded = embeddings.astype(np.float16, copy=False).astype(np.float32)
+        return np.asarray(self._session.run(None, {"embedding": rounded})[0])
 
 
 def embedder(tagger: Tagger, device: str) -> Embedder:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from wwts_ops.errors import WwtsError
@@ -27,7 +27,9 @@ class Settings(BaseSettings):
     ``MLFLOW_TRACKING_URI``, the name MLflow itself uses.
     """
 
-    model_config = SettingsConfigDict(env_prefix="WWTS_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="WWTS_", frozen=True, extra="ignore", env_ignore_empty=True, allow_inf_nan=False
+    )
 
     catalog: str = Field("", description="a folder of images, or a CSV/Parquet/XLSX manifest; a path or s3://")
     catalog_mode: Literal["full", "delta"] = Field(
@@ -35,7 +37,9 @@ class Settings(BaseSettings):
     )
     image_root: str = Field("", description="what relative URIs of a manifest resolve against; default: its folder")
     store: str = Field(".wwts/store", description="folder or s3://bucket/prefix that holds everything we write")
-    database_url: str = Field("", description="SQLAlchemy URL; default: SQLite beside a local store")
+    database_url: str = Field(
+        "", validate_default=True, description="SQLAlchemy URL; default: SQLite beside a local store"
+    )
     mlflow_tracking_uri: str = Field("", validation_alias="MLFLOW_TRACKING_URI", description="default: local SQLite")
     s3_endpoint: str = Field("", description="S3-compatible endpoint, such as Alibaba OSS; default: AWS's")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
@@ -89,7 +93,7 @@ class Settings(BaseSettings):
     def _timezone_exists(cls, value: str) -> str:
         try:
             ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:  # OSError: a folder of zones, such as Asia
             raise ValueError(f"{value!r} is no IANA time zone; try Asia/Shanghai") from error
         return value
 
@@ -98,18 +102,19 @@ class Settings(BaseSettings):
     def _store_absolute(cls, value: str) -> str:
         if "://" not in value:
             return str(Path(value).expanduser().absolute())
-        if not value.startswith("s3://"):
+        if not re.match("s3://[^/]", value):
             raise ValueError(f"{value!r} is neither a folder nor s3://bucket/prefix")
         return value.rstrip("/")
 
-    @model_validator(mode="after")
-    def _database_for_s3(self) -> Settings:
-        if self.store.startswith("s3://") and not self.database_url:
+    @field_validator("database_url")
+    @classmethod
+    def _database_for_s3(cls, value: str, info: ValidationInfo) -> str:
+        # A field's validator, not the model's: that one would wait until all fields are right.
+        if not value and str(info.data.get("store", "")).startswith("s3://"):
             raise ValueError(
-                "WWTS_DATABASE_URL is required when WWTS_STORE is on s3:// "
-                "(for example postgresql+psycopg://user:password@host/wwts)"
+                "is required when WWTS_STORE is on s3:// (for example postgresql+psycopg://user:password@host/wwts)"
             )
-        return self
+        return value
 
     @property
     def state_dir(self) -> Path:

@@ -17,10 +17,10 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 import tempfile
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,9 @@ import pyarrow.parquet as pq
 
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
+
+#: Reads of a pointer that somebody moves between our two requests, before it counts as unavailable.
+_POINTER_READS = 20
 
 
 @dataclass(frozen=True)
@@ -101,52 +104,55 @@ class Store:
         Raises:
             WwtsError: when it is not JSON.
         """
-        try:
-            return dict(json.loads(self.read_bytes(key)))
-        except ValueError as error:
-            raise WwtsError(f"{self.path(key)} is damaged (no JSON object); restore it from a backup") from error
+        return _object(self.read_bytes(key), self.path(key))
 
     def read_table(self, key: str, columns: list[str] | None = None) -> pa.Table:
-        """The Parquet file ``key`` as a table."""
-        with _told(key), self.open(key) as file:
-            return pq.ParquetFile(file).read(columns=columns)
+        """The Parquet file ``key`` as a table.
 
-    def open(self, key: str) -> Any:
-        """``key`` opened for reading bytes at random places."""
-        return self.fs.open(self.path(key), "rb")
+        Raises:
+            FileNotFoundError: when it is absent.
+            WwtsError: when it is not Parquet.
+        """
+        try:
+            with self.open(key) as file:
+                return pq.ParquetFile(file).read(columns=columns)
+        except pa.ArrowInvalid as error:
+            raise WwtsError(f"{self.path(key)} is damaged (no Parquet); restore it from a backup.") from error
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[Any]:
+        """``key`` opened for reading bytes at random places.
+
+        Raises:
+            FileNotFoundError: when it is absent.
+        """
+        with _told(key), self.fs.open(self.path(key), "rb") as file:
+            yield file
 
     def list(self, prefix: str, suffix: str = "") -> list[str]:
         """Keys below folder ``prefix`` that end in ``suffix``, sorted; temporary ones left out."""
         with _told(prefix):
-            found = self.fs.find(self.path(prefix))
+            found = self.fs.find(self.path(prefix), detail=True)
         start = len(self.fs._strip_protocol(self.root)) + 1
-        keys = (str(path)[start:] for path in found)
+        # Some S3 servers keep an empty folder, and it is found where no file is.
+        keys = (str(path)[start:] for path, entry in found.items() if entry["type"] == "file")
         return sorted(key for key in keys if key.endswith(suffix) and not key.rsplit("/", 1)[-1].startswith("."))
 
     def delete(self, key: str) -> None:
         """Removes ``key`` if it is there."""
-        with _told(key):
-            if self.fs.exists(self.path(key)):
-                self.fs.rm_file(self.path(key))
+        with _told(key), suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(key))
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:
         """A local path to write to; what was written becomes ``key`` when the block ends without an error."""
-        folder = self._make_parent(key) if self.is_local else None
-        handle, name = tempfile.mkstemp(prefix=f".{os.path.basename(key)}.", suffix=".tmp", dir=folder)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            with _told(key):
-                yield temporary
-                self._publish(temporary, key)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _told(key), self._temporary(key) as temporary:
+            yield temporary
+            self._publish(temporary, key)
 
     def _publish(self, temporary: Path, key: str) -> None:
         if self.is_local:
             _sync(temporary)
-            temporary.chmod(0o644)
             rename(temporary, Path(self.path(key)))
         else:
             self.fs.put_file(str(temporary), self.path(key))
@@ -159,12 +165,12 @@ class Store:
     def put(self, key: str, data: bytes) -> None:
         """Replaces ``key`` quickly: never half for a reader, but not yet safe from a power cut (thumbnails)."""
         with _told(key):
-            if self.is_local:
-                temporary = self._make_parent(key) / f".{os.path.basename(key)}.{uuid.uuid4().hex}.tmp"
+            if not self.is_local:
+                self.fs.pipe_file(self.path(key), data)
+                return
+            with self._temporary(key) as temporary:
                 temporary.write_bytes(data)
                 os.replace(temporary, self.path(key))
-            else:
-                self.fs.pipe_file(self.path(key), data)
 
     def write_json(self, key: str, value: dict[str, Any]) -> None:
         """Replaces ``key`` with a JSON object."""
@@ -178,46 +184,55 @@ class Store:
     def create(self, key: str, data: bytes) -> bool:
         """Makes ``key`` with ``data``; False when it was there already, which leaves it as it was."""
         with _told(key):
-            if self.is_local:
-                return self._create_local(key, data)
-            try:
-                self.fs.pipe_file(self.path(key), data, mode="create")
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if _precondition_failed(error):
+            if not self.is_local:
+                return self._put_if(key, data, IfNoneMatch="*")
+            with self._temporary(key) as temporary:
+                temporary.write_bytes(data)
+                _sync(temporary)
+                try:
+                    link(temporary, Path(self.path(key)))
+                except FileExistsError:
                     return False
-                raise
-            return True
+                return True
 
-    def _create_local(self, key: str, data: bytes) -> bool:
-        temporary = self._make_parent(key) / f".{os.path.basename(key)}.{uuid.uuid4().hex}.tmp"
+    def _put_if(self, key: str, data: bytes, **condition: str) -> bool:
+        """One PUT under a condition; False when it does not hold."""
         try:
-            temporary.write_bytes(data)
-            _sync(temporary)
-            link(temporary, Path(self.path(key)))
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
+            self.fs.pipe_file(self.path(key), data, **condition)
+        except OSError as error:
+            # What was expected is another by now, or gone.
+            if _code(error) in {"PreconditionFailed", "NoSuchKey"}:
+                return False
+            raise
         return True
 
     def read_pointer(self, key: str) -> Pointer | None:
-        """The pointer ``key``, or None when there is none yet."""
+        """The pointer ``key``, or None when there is none yet.
+
+        Raises:
+            WwtsError: when it is not a JSON object with a sequence.
+        """
         try:
-            if self.is_local:
-                data = self.read_bytes(key)
-                version = hashlib.sha256(data).hexdigest()
-            else:
-                with _told(key), self.fs.open(self.path(key), "rb") as file:
-                    version = str(file.details["ETag"])
-                    data = file.read()
+            data, version = self._read_local(key) if self.is_local else self._read_s3(key)
         except FileNotFoundError:
             return None
-        try:
-            return Pointer(dict(json.loads(data)), version)
-        except ValueError as error:
-            raise WwtsError(f"{self.path(key)} is damaged (no JSON object); restore it from a backup") from error
+        pointer = Pointer(_object(data, self.path(key)), version)
+        if not isinstance(pointer.value.get("sequence"), int):
+            raise WwtsError(f"{self.path(key)} is damaged (no sequence); restore it from a backup.")
+        return pointer
+
+    def _read_local(self, key: str) -> tuple[bytes, str]:
+        data = self.read_bytes(key)
+        return data, hashlib.sha256(data).hexdigest()
+
+    def _read_s3(self, key: str) -> tuple[bytes, str]:
+        from s3fs.utils import FileExpired
+
+        for _ in range(_POINTER_READS):
+            # Expired: somebody moved it between the request for its version and the one for its bytes.
+            with _told(key), suppress(FileExpired), self.fs.open(self.path(key), "rb") as file:
+                return file.read(), str(file.details["ETag"])
+        raise UnavailableError(f"{self.path(key)} is replaced faster than it can be read; run again later.")
 
     def replace_pointer(self, key: str, value: dict[str, Any], expected: Pointer | None) -> bool:
         """Moves pointer ``key`` to ``value``, its sequence one up; False when it is no longer ``expected``."""
@@ -227,13 +242,7 @@ class Store:
         with _told(key):
             if self.is_local:
                 return self._replace_local(key, data, expected)
-            try:
-                self.fs.pipe_file(self.path(key), data, IfMatch=expected.version)
-            except OSError as error:
-                if _precondition_failed(error):
-                    return False
-                raise
-            return True
+            return self._put_if(key, data, IfMatch=expected.version)
 
     def _replace_local(self, key: str, data: bytes, expected: Pointer) -> bool:
         lock = self._make_parent(key) / f".{os.path.basename(key)}.lock"
@@ -245,10 +254,25 @@ class Store:
             self.write_bytes(key, data)
             return True
 
+    @contextmanager
+    def _temporary(self, key: str) -> Iterator[Path]:
+        """An empty hidden file, beside ``key`` where that is local; gone when the block ends."""
+        folder = self._make_parent(key) if self.is_local else None
+        handle, name = tempfile.mkstemp(prefix=f".{os.path.basename(key)}.", suffix=".tmp", dir=folder)
+        try:
+            if self.is_local:
+                os.fchmod(handle, 0o644)  # consumers are other users
+            os.close(handle)
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
     def _make_parent(self, key: str) -> Path:
         parent = Path(self.path(key)).parent
-        with _told(key):
+        try:
             parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, f"{parent} is a file, not a folder") from error
         return parent
 
 
@@ -276,8 +300,28 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, indent=1).encode()
 
 
-def _precondition_failed(error: OSError) -> bool:
-    return error.errno == errno.EEXIST or "precondition" in str(error).lower() or "412" in str(error)
+def _object(data: bytes, path: str) -> dict[str, Any]:
+    with suppress(ValueError):
+        value = json.loads(data)
+        if isinstance(value, dict):
+            return value
+    raise WwtsError(f"{path} is damaged (no JSON object); restore it from a backup.")
+
+
+def _code(error: Exception) -> str:
+    """The S3 server's own word for what went wrong; empty for a disk's."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What disks and servers raise; the servers' families are no OSError, and loaded only where there is one."""
+    if "s3fs" not in sys.modules:
+        return (OSError,)
+    from aiohttp import ClientError as BodyError
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return (OSError, BotoCoreError, ClientError, BodyError)
 
 
 @contextmanager
@@ -285,12 +329,10 @@ def _told(key: str) -> Iterator[None]:
     """Turns what disk or server say into one sentence with the key in it."""
     try:
         yield
-    except (FileNotFoundError, FileExistsError, WwtsError):
-        raise
-    except OSError as error:
-        if _precondition_failed(error):
+    except _refusals() as error:
+        if isinstance(error, FileNotFoundError | FileExistsError) and _code(error) != "NoSuchBucket":
             raise
-        what = error.strerror or str(error) or type(error).__name__
+        what = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnavailableError(
             f"The store refused {key}: {what}. Free space or restore access, then run again."
         ) from error

@@ -2,7 +2,8 @@
 
 A folder with ``tagger.json`` (recipe, labels, thresholds, and the SHA-256 of every other file),
 ``backbone.safetensors``, ``backbone.onnx`` and ``head.safetensors``. The SHA-256 of ``tagger.json`` therefore
-names the whole of it: the ``model_sha256`` of every tag row. No pickle anywhere.
+names the whole of it: the ``model_sha256`` of every tag row. It is kept in ``tagger.json.sha256``, as ``sha256sum``
+writes it, so that a flipped bit in ``tagger.json`` is noticed too. No pickle anywhere.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: A score from 0 to 1 is sure from here on, until thresholds are learned (the issue's own default).
 DEFAULT_THRESHOLD = 0.60
-_MANIFEST = "tagger.json"
+_MANIFEST, _SEAL = "tagger.json", "tagger.json.sha256"
 _BACKBONE, _GRAPH, _HEAD = "backbone.safetensors", "backbone.onnx", "head.safetensors"
 
 
@@ -84,15 +85,13 @@ def save(folder: Path, backbone: Backbone, state: dict[str, torch.Tensor], head:
         head: one row a label.
 
     Raises:
-        WwtsError: when the head does not fit the labels or the backbone.
+        WwtsError: when the head does not fit the labels or the backbone, or holds numbers that are none.
         RuntimeError: when ``state`` lacks keys or has others; torch names them.
     """
     from safetensors.numpy import save_file as save_numpy
     from safetensors.torch import save_file
 
-    expected = (len(head.label_ids), backbone.recipe.dimension)
-    if head.weight.shape != expected or head.bias.shape != expected[:1] or head.thresholds.shape != expected[:1]:
-        raise WwtsError(f"A head of shape {head.weight.shape} does not fit {expected} (labels, dimension).")
+    _check(head, backbone.recipe.dimension)
     folder.mkdir(parents=True, exist_ok=True)
     network = backbone.network()
     network.load_state_dict(state, strict=True)
@@ -109,7 +108,9 @@ def save(folder: Path, backbone: Backbone, state: dict[str, torch.Tensor], head:
         "label_ids": list(head.label_ids),
         "thresholds": [round(float(value), 6) for value in head.thresholds],
     }
-    (folder / _MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True))
+    raw = json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True).encode()
+    (folder / _MANIFEST).write_bytes(raw)
+    (folder / _SEAL).write_bytes(_seal(raw))
     return load(folder)
 
 
@@ -119,12 +120,15 @@ def load(folder: Path) -> Tagger:
     Raises:
         WwtsError: when a file is missing, altered or of another format.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     from wwts_ops.backbones.base import Recipe
 
     try:
         raw = (folder / _MANIFEST).read_bytes()
+        if (folder / _SEAL).read_bytes() != _seal(raw):
+            raise _altered(folder / _MANIFEST)
         manifest = json.loads(raw)
         if manifest["format"] != FORMAT:
             raise WwtsError(f"{folder} is a tagger of format {manifest['format']}; this version reads {FORMAT}.")
@@ -140,8 +144,8 @@ def load(folder: Path) -> Tagger:
             head_weight=tensors["weight"],
             head_bias=tensors["bias"],
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WwtsError(f"{folder} holds no whole tagger ({error}); fetch or register the model again.") from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise WwtsError(f"{folder} holds no whole tagger ({error}); delete it and fetch the model again.") from error
 
 
 def build_embedded(folder: Path, label_ids: tuple[str, ...], threshold: float = DEFAULT_THRESHOLD) -> Tagger:
@@ -165,10 +169,32 @@ def build_embedded(folder: Path, label_ids: tuple[str, ...], threshold: float = 
     return save(folder, backbone, weights.backbone, head)
 
 
+def _check(head: Head, dimension: int) -> None:
+    labels = len(head.label_ids)
+    found = (head.weight.shape, head.bias.shape, head.thresholds.shape)
+    if found != ((labels, dimension), (labels,), (labels,)):
+        raise WwtsError(
+            f"A head whose weight, bias and thresholds have the shapes {found} "
+            f"does not fit {labels} labels and dimension {dimension}."
+        )
+    if len(set(head.label_ids)) != labels:
+        raise WwtsError("A label id occurs twice in the head; every row needs a label of its own.")
+    if not all(np.isfinite(values).all() for values in (head.weight, head.bias, head.thresholds)):
+        raise WwtsError("The head holds NaN or infinite numbers; train it again.")
+
+
 def _verify(folder: Path, files: dict[str, str]) -> None:
     for name in (_BACKBONE, _GRAPH, _HEAD):
         if _sha256(folder / name) != files[name]:
-            raise WwtsError(f"{folder / name} is not the file this model version was saved with; fetch it again.")
+            raise _altered(folder / name)
+
+
+def _altered(path: Path) -> WwtsError:
+    return WwtsError(f"{path} is not the file that was saved; delete its folder and fetch the model again.")
+
+
+def _seal(manifest: bytes) -> bytes:
+    return f"{hashlib.sha256(manifest).hexdigest()}  {_MANIFEST}\n".encode()
 
 
 def _sha256(path: Path) -> str:
@@ -190,6 +216,7 @@ def _export(network: torch.nn.Module, recipe: Recipe) -> bytes:
         input_names=["pixels"],
         output_names=["embedding"],
     )
+    assert program is not None  # it is None only for the old exporter
     model = program.model_proto
     del model.graph.value_info[:]
     for node in model.graph.node:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -101,7 +103,7 @@ def embedded(forced_review: tuple[str, ...]) -> Taxonomy:
     return Taxonomy(
         "embedded",
         tuple(replace(label, forced_review=label.label_id in forced_review) for label in labels),
-        tuple(entry for entry in forced_review if entry not in known),
+        tuple(_path(entry) for entry in forced_review if entry not in known),
     )
 
 
@@ -152,7 +154,7 @@ def edit(store: Store, author: str, changes: dict[str, Label]) -> Taxonomy:
 
 
 def check(labels: Iterable[Label]) -> None:
-    """Refuses duplicate ids, empty names and malformed paths, naming the label.
+    """Refuses duplicate ids, empty names and malformed paths (no forced category would match those), naming the label.
 
     Raises:
         WwtsError: for the first fault found.
@@ -165,8 +167,11 @@ def check(labels: Iterable[Label]) -> None:
             )
         if not label.label_zh.strip():
             raise WwtsError(f"Label {label.label_id} has no Chinese name; fill in label_zh.")
-        if label.category_path and not all(part.strip() for part in label.category_path.split(" > ")):
-            raise WwtsError(f"Label {label.label_id}: category_path {label.category_path!r} has an empty level.")
+        path = label.category_path
+        if path and (path != _path(path) or not all(path.split(" > "))):
+            raise WwtsError(
+                f"Label {label.label_id}: category_path {path!r} must read 一级 > 二级 > 三级, no level empty."
+            )
         seen.add(label.label_id)
 
 
@@ -183,24 +188,41 @@ def from_csv(data: bytes) -> tuple[Label, ...]:
     """Labels from CSV as :func:`to_csv` writes it; ``forced_review`` and ``enabled`` may be left out.
 
     Raises:
-        WwtsError: naming the line, when a column is missing, or a flag is neither true nor false.
+        WwtsError: naming the line, when it is no CSV, a column is missing, or a flag is neither true nor false.
     """
-    reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-    missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or [])]
-    if missing:
-        raise WwtsError(f"The label file lacks the column(s) {', '.join(missing)}.")
-    labels = tuple(_label(row, reader.line_num) for row in reader)
+    reader = csv.DictReader(io.StringIO(_text(data), newline=""))
+    try:
+        missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or [])]
+        if missing:
+            raise WwtsError(f"The label file lacks the column(s) {', '.join(missing)}.")
+        labels = tuple(_label(row, reader.line_num) for row in reader)
+    except csv.Error as error:
+        raise WwtsError(f"The label file is no CSV: line {reader.line_num}: {error}.") from error
     check(labels)
     return labels
 
 
+def _text(data: bytes) -> str:
+    # Chinese Excel saves its plain "CSV" in GB18030.
+    for encoding in ("utf-8-sig", "gb18030"):
+        with suppress(UnicodeDecodeError):
+            return data.decode(encoding)
+    raise WwtsError('The label file is neither UTF-8 nor GB18030 text; in Excel, save it as "CSV UTF-8".')
+
+
 def _label(row: dict[str, str], line: int) -> Label:
     texts = {name: (row[name] or "").strip() for name in CSV_COLUMNS}
+    texts["category_path"] = _path(texts["category_path"])
     return Label(
         **texts,
         forced_review=_flag(row.get("forced_review") or "false", line),
         enabled=_flag(row.get("enabled") or "true", line),
     )
+
+
+def _path(text: str) -> str:
+    """``text`` with its levels joined by `` > ``, however people type that."""
+    return " > ".join(part.strip() for part in re.split("[>＞]", text))
 
 
 def _flag(text: str, line: int) -> bool:

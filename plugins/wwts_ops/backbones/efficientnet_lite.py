@@ -64,7 +64,7 @@ class _Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         relu6 = nn.functional.relu6
-        y = relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y: torch.Tensor = relu6(self._bn0(self._expand_conv(x))) if self.expands else x
         y = relu6(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
         return x + y if self.residual else y

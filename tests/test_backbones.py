@@ -1,0 +1,193 @@
+"""The embedded backbone against its paper, its published weights, Pillow, and what photographs show."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+from wwts_ops import backbones, taxonomy
+from wwts_ops.backbones.base import Recipe
+from wwts_ops.errors import WwtsError
+from wwts_ops.recognition import Recognizer
+from wwts_ops.tagger import Head, Tagger, save
+
+LITE0 = backbones.get("efficientnet-lite0")
+RECIPE = LITE0.recipe
+SKIMAGE = Path(skimage.data.__file__).parent
+SKLEARN = Path(str(importlib.resources.files("sklearn"))) / "datasets" / "images"
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).copy()
+
+
+def with_pillow(rgb: np.ndarray) -> np.ndarray:
+    """The recipe as its words say it: short side 256 with Pillow's bicubic, the middle 224 × 224."""
+    height, width = rgb.shape[:2]
+    scale = 256 / min(height, width)
+    size = (256, max(256, round(height * scale))) if width < height else (max(256, round(width * scale)), 256)
+    picture = Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - 224) // 2, (size[1] - 224) // 2
+    return np.asarray(picture.crop((left, top, left + 224, top + 224)))
+
+
+class TestNetwork:
+    def test_it_is_as_large_and_as_costly_as_published(self) -> None:
+        """4.7 million parameters and 407 million multiplications (the table in the Lite variants' README)."""
+        network, weights = LITE0.network(), LITE0.pretrained()
+        head = weights.head_weight.numel() + weights.head_bias.numel()
+        assert round((sum(each.numel() for each in network.parameters()) + head) / 1e6, 1) == 4.7
+        made = []
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(
+                    lambda conv, _, out: made.append(conv.weight.numel() * out.shape[2] * out.shape[3])
+                )
+        with torch.inference_mode():
+            network(torch.zeros((1, 224, 224, 3), dtype=torch.uint8))
+        # Theirs counts a few elementwise operations more.
+        assert (sum(made) + weights.head_weight.numel()) / 1e6 == pytest.approx(407, rel=0.06)
+
+    def test_every_published_weight_has_its_place(self) -> None:
+        weights, network = LITE0.pretrained(), LITE0.network()
+        network.load_state_dict(weights.backbone, strict=True)
+        assert weights.head_weight.shape == (1000, RECIPE.dimension)
+        with torch.inference_mode():
+            assert network(torch.zeros((2, 224, 224, 3), dtype=torch.uint8)).shape == (2, RECIPE.dimension)
+
+    @pytest.mark.parametrize("fault", ["missing", "extra", "shape"])
+    def test_weights_that_do_not_fit_are_refused_by_name(self, fault: str, tmp_path: Path) -> None:
+        state = LITE0.pretrained().backbone
+        if fault == "missing":
+            name = "_conv_head.weight"
+            del state[name]
+        elif fault == "extra":
+            name = "_blocks.3._se_reduce.weight"
+            state[name] = torch.zeros(1)
+        else:
+            name = "_conv_stem.weight"
+            state[name] = state[name][:, :, :1, :1]
+        head = Head(("a",), np.ones(1), np.ones((1, RECIPE.dimension)), np.ones(1))
+        with pytest.raises(RuntimeError, match=name):
+            save(tmp_path / "tagger", LITE0, state, head)
+        assert not (tmp_path / "tagger" / "tagger.json").exists()
+
+    def test_an_unknown_name_is_told_with_those_there_are(self) -> None:
+        with pytest.raises(WwtsError, match=r"no backbone 'resnest'.*efficientnet-lite0"):
+            backbones.get("resnest")
+
+
+class TestCrop:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *(SKIMAGE / name for name in ("chelsea.png", "coffee.png", "rocket.jpg", "astronaut.png", "retina.jpg")),
+            *(SKLEARN / name for name in ("china.jpg", "flower.jpg")),
+        ],
+        ids=lambda path: path.name,
+    )
+    def test_photographs_are_as_pillow_makes_them(self, path: Path) -> None:
+        self.same(pixels(path))
+
+    @pytest.mark.parametrize(
+        ("height", "width"),
+        [
+            (256, 256),
+            (224, 224),
+            (257, 301),
+            (301, 257),
+            (255, 1000),
+            (999, 256),
+            (513, 2049),
+            (100, 1600),
+            (299, 3001),
+        ],
+    )
+    def test_odd_sizes(self, height: int, width: int) -> None:
+        across = np.tile(pixels(SKIMAGE / "retina.jpg"), (1, 3, 1))
+        self.same(np.ascontiguousarray(across[300 : 300 + height, 200 : 200 + width]))
+
+    @pytest.mark.parametrize(("height", "width"), [(1, 2000), (2000, 1), (8, 4000), (3, 301)])
+    def test_strips(self, height: int, width: int) -> None:
+        photo = np.tile(skimage.data.chelsea(), (14, 10, 1))
+        self.same(np.ascontiguousarray(photo[100 : 100 + height, :width]))
+
+    @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 9), (37, 20), (1, 1)])
+    def test_small_pictures_grow(self, height: int, width: int) -> None:
+        self.same(np.ascontiguousarray(skimage.data.chelsea()[100 : 100 + height, 100 : 100 + width]))
+
+    def same(self, rgb: np.ndarray) -> None:
+        found = RECIPE.crop(rgb)
+        assert found.shape == (224, 224, 3)
+        assert found.dtype == np.uint8
+        assert found.flags.c_contiguous
+        off = np.abs(found.astype(int) - with_pillow(rgb))
+        assert off.mean() < 0.1  # of 255: two fixed-point sums of one kernel round differently here and there
+        assert off.max() <= 3
+
+    def test_a_very_long_strip_takes_no_more_memory_than_its_middle(self) -> None:
+        """Resized in full this would be 256 × 128,000,000 pixels: 98 GB."""
+        strip = np.zeros((8, 4_000_000, 3), dtype=np.uint8)
+        strip[:, 1_999_900:2_000_100] = (200, 100, 50)
+        assert (RECIPE.crop(strip) == (200, 100, 50)).all()
+
+    def test_a_picture_is_not_changed_by_looking_at_it(self) -> None:
+        photo = skimage.data.coffee()
+        before = photo.copy()
+        RECIPE.crop(photo)
+        assert (photo == before).all()
+
+    @pytest.mark.parametrize("change", [{"kernel": "nearest"}, {"input": 300}, {"input": 0}])
+    def test_a_recipe_this_code_would_not_follow_is_refused(self, change: dict[str, object]) -> None:
+        given = {"backbone": "x", "short_side": 256, "input": 224, "mean": 0.0, "std": 1.0, "dimension": 4}
+        with pytest.raises(ValueError, match="cannot follow"):
+            Recipe(**{**given, **change})  # type: ignore[arg-type]
+
+    def test_any_change_of_the_recipe_or_the_weights_is_another_backbone(self) -> None:
+        given = {"backbone": "x", "short_side": 256, "input": 224, "mean": 0.0, "std": 1.0, "dimension": 4}
+        changes = [{}, {"backbone": "y"}, {"short_side": 255}, {"input": 223}, {"mean": 1.0}, {"std": 2.0}]
+        recipes = [Recipe(**{**given, **change}) for change in changes]  # type: ignore[arg-type]
+        found = {recipe.sha256(b"weights") for recipe in recipes} | {recipes[0].sha256(b"others")}
+        assert len(found) == len(changes) + 1
+
+
+# What a person sees in each photograph, as ImageNet's synsets.
+CATS = {"n02123045", "n02123159", "n02123394", "n02123597", "n02124075"}
+SHOWN = {
+    SKIMAGE / "chelsea.png": CATS,
+    SKIMAGE / "coffee.png": {"n07920052", "n07930864", "n03063599"},  # espresso, cup, coffee mug
+    SKIMAGE / "rocket.jpg": {"n03773504", "n04008634"},  # missile, projectile
+    SKIMAGE / "camera.png": {"n04485082", "n04069434"},  # tripod, reflex camera
+    SKIMAGE / "motorcycle_left.png": {"n03785016", "n03791053", "n03208938"},  # moped, motor scooter, disc brake
+    SKLEARN / "china.jpg": {"n03877845", "n03781244", "n02825657"},  # palace, monastery, bell tower
+    SKLEARN / "flower.jpg": {"n11939491"},  # daisy, the only such flower among the thousand
+}
+
+
+@pytest.fixture(scope="module")
+def recognize(embedded_tagger: Tagger) -> Recognizer:
+    return Recognizer(embedded_tagger, taxonomy.embedded(()), "cpu")
+
+
+class TestRecognition:
+    @pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)
+    def test_photographs_get_the_name_of_what_they_show(self, recognize: Recognizer, path: Path) -> None:
+        found = recognize(path.read_bytes())
+        assert found.decision.tags[0].label_id.removeprefix("imagenet:") in SHOWN[path]
+        with Image.open(path) as picture:
+            assert (found.width, found.height) == picture.size
+
+    @pytest.mark.parametrize(("name", "words"), [("chelsea.png", {"猫"}), ("coffee.png", {"咖啡", "杯"})])
+    def test_in_chinese(self, recognize: Recognizer, name: str, words: set[str]) -> None:
+        first = recognize((SKIMAGE / name).read_bytes()).decision.tags[0]
+        assert any(word in first.label_zh for word in words)
+
+    def test_a_cup_of_coffee_is_sure(self, recognize: Recognizer) -> None:
+        assert recognize((SKIMAGE / "coffee.png").read_bytes()).decision.decision == "auto"

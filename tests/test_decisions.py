@@ -1,0 +1,175 @@
+"""Decisions: thresholds, forced and switched-off labels, ties; the same however rows are batched."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wwts_ops.decisions import Decider, Decision
+from wwts_ops.taxonomy import Label, Taxonomy
+
+STRAWBERRY = Label("t:strawberry", "草莓", category_path="生鲜 > 水果 > 莓果")
+RIFLE = Label("t:rifle", "步枪", category_path="武器 > 枪械 > 步枪")
+TOY_GUN = Label("t:toy-gun", "玩具枪", category_path="武器玩具 > 玩具枪")
+TOBACCO = Label("t:tobacco", "香烟", category_path="烟草")
+LIPSTICK = Label("t:lipstick", "口红", category_path="美妆 > 彩妆", forced_review=True)
+OFF = Label("t:off", "停用", category_path="生鲜 > 水果", enabled=False)
+OFF_TOO = Label("t:off-too", "也停用", category_path="武器 > 枪械", enabled=False)
+
+
+def decide(
+    labels: list[Label],
+    scores: list[float],
+    threshold: float = 0.5,
+    forced: tuple[str, ...] = ("武器", "烟草"),
+    top: int = 5,
+) -> Decision:
+    thresholds = np.full(len(labels), threshold, np.float32)
+    ids = tuple(label.label_id for label in labels)
+    [decision] = Decider(ids, thresholds, Taxonomy("t1", tuple(labels), forced), top)(np.array([scores], np.float32))
+    return decision
+
+
+def test_a_confident_label_is_given() -> None:
+    decision = decide([RIFLE, STRAWBERRY], [0.25, 0.75])
+    assert (decision.decision, decision.reason) == ("auto", "confident")
+    assert decision.category_path == "生鲜 > 水果 > 莓果"
+    assert [(tag.label_id, tag.label_zh, tag.score) for tag in decision.tags] == [
+        ("t:strawberry", "草莓", 0.75),
+        ("t:rifle", "步枪", 0.25),
+    ]
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.6, 0.7, 0.9, 1.0])
+def test_a_score_at_the_threshold_is_enough(threshold: float) -> None:
+    assert decide([STRAWBERRY], [threshold], threshold).decision == "auto"
+    below = float(np.nextafter(np.float32(threshold), np.float32(0)))
+    decision = decide([STRAWBERRY], [below], threshold)
+    assert (decision.decision, decision.reason) == ("review", "low_confidence")
+    assert decision.tags[0].label_id == "t:strawberry"
+
+
+def test_each_label_has_its_own_threshold() -> None:
+    taxonomy = Taxonomy("t1", (STRAWBERRY, TOY_GUN))
+    decider = Decider(("t:strawberry", "t:toy-gun"), np.array([0.9, 0.2], np.float32), taxonomy, 5)
+    scores = np.array([[0.8, 0.1], [0.1, 0.3], [0.95, 0.3]], np.float32)
+    assert [decision.decision for decision in decider(scores)] == ["review", "auto", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [(RIFLE, "forced_category:武器"), (TOBACCO, "forced_category:烟草"), (LIPSTICK, "forced_label")],
+)
+@pytest.mark.parametrize("score", [0.01, 1.0])
+def test_a_forced_label_is_seen_by_a_person_however_sure(label: Label, reason: str, score: float) -> None:
+    decision = decide([STRAWBERRY, label], [0.0, score])
+    assert (decision.decision, decision.reason) == ("forced_review", reason)
+    assert decision.category_path == label.category_path
+
+
+def test_a_category_that_begins_with_the_same_characters_is_not_forced() -> None:
+    assert decide([TOY_GUN], [0.9]).decision == "auto"
+
+
+def test_a_forced_category_may_lie_deeper() -> None:
+    forced = ("武器 > 枪械",)
+    assert decide([RIFLE], [0.9], forced=forced).reason == "forced_category:武器 > 枪械"
+    assert decide([TOBACCO], [0.9], forced=forced).decision == "auto"
+    # A category above the forced one is not inside of it.
+    assert decide([Label("t:weapon", "武器", category_path="武器")], [0.9], forced=forced).decision == "auto"
+
+
+def test_a_switched_off_label_gives_way_to_the_next() -> None:
+    decision = decide([OFF, STRAWBERRY, RIFLE], [0.6, 0.5, 0.1], threshold=0.5)
+    assert [tag.label_id for tag in decision.tags] == ["t:strawberry", "t:rifle"]
+    assert (decision.decision, decision.reason) == ("auto", "confident;skipped_off:t:off")
+    assert decide([OFF, STRAWBERRY], [0.6, 0.4]).reason == "low_confidence;skipped_off:t:off"
+    assert decide([OFF, RIFLE], [0.6, 0.4]).reason == "forced_category:武器;skipped_off:t:off"
+
+
+def test_a_switched_off_label_that_is_not_best_goes_unsaid() -> None:
+    decision = decide([STRAWBERRY, OFF, RIFLE], [0.5, 0.4, 0.1], top=2)
+    assert decision.reason == "confident"
+    assert [tag.label_id for tag in decision.tags] == ["t:strawberry", "t:rifle"]
+
+
+def test_all_labels_off() -> None:
+    decision = decide([OFF, OFF_TOO], [0.1, 0.9])
+    assert decision == Decision((), "", "review", "low_confidence;skipped_off:t:off-too")
+
+
+def test_of_equal_scores_the_first_label_wins() -> None:
+    labels = [RIFLE, STRAWBERRY, TOY_GUN, LIPSTICK]
+    decision = decide(labels, [0.2, 0.3, 0.3, 0.2])
+    assert [tag.label_id for tag in decision.tags] == ["t:strawberry", "t:toy-gun", "t:rifle", "t:lipstick"]
+
+
+@pytest.mark.parametrize(("top", "kept"), [(1, 1), (2, 2), (3, 3), (50, 3)])
+def test_no_more_tags_than_asked_for_or_there_are(top: int, kept: int) -> None:
+    assert len(decide([STRAWBERRY, RIFLE, TOY_GUN], [0.5, 0.3, 0.2], top=top).tags) == kept
+
+
+def test_a_label_that_the_taxonomy_lacks_goes_by_its_id() -> None:
+    decider = Decider(("t:new",), np.array([0.5], np.float32), Taxonomy("t1", ()), 5)
+    [decision] = decider(np.array([[0.75]], np.float32))
+    assert [(tag.label_id, tag.label_zh) for tag in decision.tags] == [("t:new", "t:new")]
+    assert decision.category_path == ""
+
+
+def test_no_rows() -> None:
+    decider = Decider(("t:strawberry",), np.array([0.5], np.float32), Taxonomy("t1", (STRAWBERRY,)), 5)
+    assert decider(np.empty((0, 1), np.float32)) == []
+
+
+def test_scores_that_are_no_numbers_are_never_auto() -> None:
+    for scores in ([np.nan, np.nan], [np.nan, 0.1]):
+        assert decide([STRAWBERRY, TOY_GUN], scores).decision == "review"
+
+
+# Few values, so that ties and scores at the threshold are common.
+SCORES = st.sampled_from([0.0, 0.1, 0.3, 0.6, 0.9, 1.0])
+PATHS = st.sampled_from(["", "武器", "武器 > 枪械", "武器玩具", "生鲜 > 水果", "医药 > 药品 > 药瓶", "医药"])
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Decider, np.ndarray]:
+    flags = draw(st.lists(st.tuples(PATHS, st.booleans(), st.booleans()), min_size=1, max_size=6))
+    labels = tuple(
+        Label(f"t:{n}", f"名{n}", category_path=path, forced_review=forced, enabled=enabled)
+        for n, (path, forced, enabled) in enumerate(flags)
+    )
+    row = st.lists(SCORES, min_size=len(labels), max_size=len(labels))
+    scores = np.array(draw(st.lists(row, min_size=1, max_size=5)), np.float32)
+    thresholds = np.array(draw(row), np.float32)
+    taxonomy = Taxonomy("t1", labels, ("武器", "医药 > 药品"))
+    return Decider(tuple(label.label_id for label in labels), thresholds, taxonomy, draw(st.integers(1, 8))), scores
+
+
+@given(cases())
+def test_auto_means_sure_allowed_and_not_forced(case: tuple[Decider, np.ndarray]) -> None:
+    decider, scores = case
+    labels = decider.taxonomy.labels
+    for row, decision in zip(scores, decider(scores), strict=True):
+        enabled = sorted((n for n in range(len(labels)) if labels[n].enabled), key=lambda n: (-row[n], n))
+        assert [tag.label_id for tag in decision.tags] == [labels[n].label_id for n in enabled[: decider.top_k]]
+        if not enabled:
+            assert decision.decision == "review"
+            continue
+        best = labels[enabled[0]]
+        levels = best.category_path.split(" > ")
+        forced = best.forced_review or levels[0] == "武器" or levels[:2] == ["医药", "药品"]
+        sure = row[enabled[0]] >= decider.thresholds[enabled[0]]
+        assert (decision.decision == "forced_review") == forced
+        assert (decision.decision == "auto") == (sure and not forced)
+        skipped = row.max() > row[enabled[0]]
+        assert (";skipped_off:" in decision.reason) >= skipped
+
+
+@given(cases())
+def test_a_decision_does_not_depend_on_its_batch(case: tuple[Decider, np.ndarray]) -> None:
+    decider, scores = case
+    alone = [decision for row in scores for decision in decider(row[None])]
+    assert decider(scores) == alone
+    assert decider(scores[::-1]) == alone[::-1]
