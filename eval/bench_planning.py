@@ -28,11 +28,11 @@ def main() -> None:
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory(prefix="wwts-bench-") as folder:
         print(f"{rows:,} manifest rows against {rows - rows // NEW:,} known rows, {rows // NEW:,} of them new")  # noqa: T201
-        print(f"{'manifest':34}{'plan s':>8}{'process s':>11}{'peak RSS MB':>13}{'new':>8}")  # noqa: T201
+        print(f"{'manifest':34}{'plan s':>8}{'process s':>11}{'CPU s':>8}{'peak RSS MB':>13}{'new':>8}")  # noqa: T201
         for case in _cases(Path(folder), rows):
             _child("commit", case / "store", case / "yesterday")
-            result, seconds, peak = _child("propose", case / "store", case / "today")
-            plan = f"{result['seconds']:>8.2f}{seconds:>11.2f}{peak:>13.0f}{result['images']:>8,}"
+            result, seconds, cpu, peak = _child("propose", case / "store", case / "today")
+            plan = f"{result['seconds']:>8.2f}{seconds:>11.2f}{cpu:>8.2f}{peak:>13.0f}{result['images']:>8,}"
             print(f"{case.name:34}{plan}", flush=True)  # noqa: T201
 
 
@@ -66,8 +66,9 @@ def _write(path: Path, columns: str) -> None:
         )
 
 
-def _child(action: str, store: Path, manifest: Path) -> tuple[dict[str, float], float, float]:
-    """Runs one action in a process of its own: what it printed, its seconds and its peak RSS in MB."""
+def _child(action: str, store: Path, manifest: Path) -> tuple[dict[str, float], float, float, float]:
+    """Runs one action in a process of its own: what it printed, its seconds, its CPU seconds (which other work does not
+    stretch) and its peak RSS in MB."""
     command = [sys.executable, "-m", "eval.bench_planning", action, str(store), str(next(manifest.iterdir()))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "WWTS_HTTPS_HOSTS": HOST}) as process:
         started = time.perf_counter()
@@ -76,7 +77,8 @@ def _child(action: str, store: Path, manifest: Path) -> tuple[dict[str, float], 
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{action} failed with exit code {process.returncode}")
-    return json.loads(out), time.perf_counter() - started, usage.ru_maxrss / 1024
+    cpu = usage.ru_utime + usage.ru_stime
+    return json.loads(out), time.perf_counter() - started, cpu, usage.ru_maxrss / 1024
 
 
 def _act(action: str, folder: str, manifest: str) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from night_run import FinishedNight
     from wwts_ops.settings import Settings
     from wwts_ops.tagger import Tagger
 
@@ -196,3 +197,13 @@ def seeded_settings(make_settings: Callable[..., Settings], embedded_tagger: Tag
         return settings
 
     return make
+
+
+@pytest.fixture(scope="session")
+def night(tmp_path_factory: pytest.TempPathFactory) -> FinishedNight:
+    """A finished first night, run once a session by the real `wwts run` (half a minute); not to be written to."""
+    from night_run import first_night
+
+    finished = first_night(tmp_path_factory.mktemp("night"))
+    assert finished.run.code == 0, finished.run.out + finished.run.err
+    return finished

@@ -197,7 +197,7 @@ def from_csv(data: bytes) -> tuple[Label, ...]:
             raise WwtsError(f"The label file lacks the column(s) {', '.join(missing)}.")
         labels = tuple(_label(row, reader.line_num) for row in reader)
     except csv.Error as error:
-        raise WwtsError(f"The label file is no CSV: line {reader.line_num}: {error}.") from error
+        raise WwtsError(f"The label file is no CSV, after line {reader.line_num}: {error}.") from error
     check(labels)
     return labels
 

@@ -47,7 +47,7 @@ def write(store: Store, key: str, rows: duckdb.DuckDBPyRelation, schema: pa.Sche
     """Streams ``rows`` (columns named and ordered as ``schema``) into the zstd Parquet file ``key``; their number."""
     count = 0
     with store.writing(key) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in rows.fetch_arrow_reader(_BATCH_ROWS):
+        for batch in rows.to_arrow_reader(_BATCH_ROWS):
             writer.write_table(pa.Table.from_batches([batch]).cast(schema))
             count += batch.num_rows
     return count
