@@ -68,7 +68,8 @@ def _write(path: Path, columns: str) -> None:
 
 def _child(action: str, store: Path, manifest: Path) -> tuple[dict[str, float], float, float, float]:
     """Runs one action in a process of its own: what it printed, its seconds, its CPU seconds (which other work does not
-    stretch) and its peak RSS in MB."""
+    stretch) and its peak RSS in MB.
+    """
     command = [sys.executable, "-m", "eval.bench_planning", action, str(store), str(next(manifest.iterdir()))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "WWTS_HTTPS_HOSTS": HOST}) as process:
         started = time.perf_counter()

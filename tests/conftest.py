@@ -22,6 +22,7 @@ import pytest
 
 if TYPE_CHECKING:
     from night_run import FinishedNight
+
     from wwts_ops.settings import Settings
     from wwts_ops.tagger import Tagger
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from wwts_ops import backbones, taxonomy
+from wwts_ops.backbones import efficientnet_lite
 from wwts_ops.backbones.base import Recipe
 from wwts_ops.errors import WwtsError
 from wwts_ops.recognition import Recognizer
@@ -61,6 +62,20 @@ class TestNetwork:
         assert weights.head_weight.shape == (1000, RECIPE.dimension)
         with torch.inference_mode():
             assert network(torch.zeros((2, 224, 224, 3), dtype=torch.uint8)).shape == (2, RECIPE.dimension)
+
+    @pytest.mark.parametrize(
+        ("side", "kernel", "sums"),
+        [
+            (4, 3, [[9, 6], [6, 4]]),  # one row and column of zeros, right and below
+            (5, 3, [[4, 6, 4], [6, 9, 6], [4, 6, 4]]),  # one on every side
+            (4, 5, [[16, 12], [12, 9]]),  # one left and above, two right and below
+        ],
+    )
+    def test_padding_is_tensorflows(self, side: int, kernel: int, sums: list[list[int]]) -> None:
+        """SAME with stride 2: of an odd number of zeros, the larger half goes right and below."""
+        convolution = efficientnet_lite._SameConv2d(1, 1, kernel, stride=2, side=side)
+        torch.nn.init.ones_(convolution.weight)
+        assert convolution(torch.ones((1, 1, side, side)))[0, 0].tolist() == sums
 
     @pytest.mark.parametrize("fault", ["missing", "extra", "shape"])
     def test_weights_that_do_not_fit_are_refused_by_name(self, fault: str, tmp_path: Path) -> None:
