@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,10 @@ class OneAtATime:
         self._torch: Any = torch
         self._network: Any = network
         self._weight, self._bias = weights.head_weight, weights.head_bias
+
+    def use_all_cores(self) -> None:
+        """Gives torch its own default back, which the pipeline takes away in this process."""
+        self._torch.set_num_threads(len(os.sched_getaffinity(0)))
 
     def __call__(self, path: Path) -> list[tuple[int, float]]:
         """The five best classes of one image with their scores."""

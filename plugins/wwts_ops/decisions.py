@@ -76,10 +76,11 @@ class Decider:
         """One decision a row of ``scores`` (``float32 [n, labels]``)."""
         usable = np.where(self._off, -np.inf, scores)
         count = min(self.top_k, scores.shape[1])
-        # A stable sort: of equal scores the label that stands first wins, wherever this runs.
-        best = np.argsort(-usable, axis=1, kind="stable")[:, :count]
+        # Sorting every label of every image would take as long as all other steps of a decision together.
+        least = np.partition(usable, -count, axis=1)[:, -count] if count else np.empty(len(scores))
+        best = [_best(row, low, count) for row, low in zip(usable, least, strict=True)]
         top = scores.argmax(axis=1)
-        return [self._decide(scores[row], best[row], int(top[row])) for row in range(len(scores))]
+        return [self._decide(*row) for row in zip(scores, best, top.tolist(), strict=True)]
 
     def _decide(self, scores: Array, best: Array, top: int) -> Decision:
         kept = [int(index) for index in best if not self._off[index]]
@@ -94,3 +95,12 @@ class Decider:
         if scores[first] >= self.thresholds[first]:
             return Decision(tags, path, AUTO, CONFIDENT + suffix)
         return Decision(tags, path, REVIEW, LOW_CONFIDENCE + suffix)
+
+
+def _best(scores: Array, least: float, count: int) -> Array:
+    """Where the ``count`` best of ``scores`` stand, best first; of equal ones the one that stands first.
+
+    ``least`` is the last score among them: several may equal it.
+    """
+    found = np.flatnonzero(scores >= least)
+    return found[np.argsort(-scores[found], kind="stable")[:count]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -94,7 +95,8 @@ class KnownContents:
     def get(self, content_sha256: str) -> Array | None:
         """``float16 [dimension]`` of that content, or None."""
         prefix = np.uint64(_prefix(content_sha256))
-        index = int(np.searchsorted(self._prefixes, prefix))
+        # Not numpy's search: it gives the GIL away, and waits for it as long as a core decodes.
+        index = bisect_left(self._prefixes, prefix)
         while index < len(self._prefixes) and self._prefixes[index] == prefix:
             place = int(self._places[index])
             found = self._row(place >> 32, place & 0xFFFFFFFF, content_sha256)

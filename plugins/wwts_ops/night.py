@@ -187,7 +187,12 @@ def _sums(store: Store, plans: Iterable[planning.Plan]) -> dict[str, Any]:
     reasons: Counter[str] = Counter()
     seconds = 0.0
     for plan_ in plans:
-        counts.update(delisted=plan_.delisted, carried_over=plan_.carried_over, broken_rows=plan_.broken_rows)
+        counts.update(
+            planned=plan_.images,
+            delisted=plan_.delisted,
+            carried_over=plan_.carried_over,
+            broken_rows=plan_.broken_rows,
+        )
         for shard in publish.done_shards(store, plan_):
             done = store.read_json(shard.marker)
             reasons.update(done.pop("reasons"))

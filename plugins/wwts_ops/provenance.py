@@ -17,9 +17,11 @@ def git_sha() -> str | None:
     given = os.environ.get("WWTS_GIT_SHA")
     if given:
         return given
-    folder = Path(__file__).parent
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None  # installed from a wheel, perhaps into somebody's checkout: that commit is not ours
     try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None  # no git on this machine: the row says so by having no commit

@@ -94,6 +94,15 @@ class Scorer:
         return np.asarray(self._session.run(None, {"embedding": rounded})[0])
 
 
+def one_core() -> None:
+    """Keeps OpenCV and torch to the calling thread: the pool of threads is the parallelism, two of them are a crowd."""
+    import cv2
+    import torch
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
 def embedder(tagger: Tagger, device: str) -> Embedder:
     """The embedder for ``device`` (``auto`` takes CUDA when there is one).
 

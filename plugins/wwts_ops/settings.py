@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     s3_endpoint: str = Field("", description="S3-compatible endpoint, such as Alibaba OSS; default: AWS's")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     timezone: str = Field("Asia/Shanghai", description="IANA name; a night's date is today's there")
-    model_name: str = Field("wwts-tagger", min_length=1, description="registered model in MLflow")
+    model_name: str = Field("wwts-tagger", pattern=r"^[\w.-]+$", description="registered model in MLflow")
     release: Literal["shadow", "live"] = Field(
         "shadow", description="shadow: everything is computed, nothing is live; live: auto tags are"
     )

@@ -36,7 +36,7 @@ def night(event: Mapping[str, Any]) -> str:
             f"  速度        每秒 {event['images_per_second']:,} 张",
         ]
     else:
-        lines.append("  没有新图片，无需打标")
+        lines.append("  没有一张图片打标完成" if event.get("planned") else "  没有新图片，无需打标")
     extras = (("carried_over", "顺延"), ("delisted", "下架"), ("broken_rows", "清单错误行"))
     lines += [f"  {words:　<5} {event[name]:,}" for name, words in extras if event.get(name)]
     if event.get("published"):

@@ -7,6 +7,7 @@ that is killed and run again gives the same rows.
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import time
@@ -26,12 +27,13 @@ import structlog
 from wwts_ops import images, planning
 from wwts_ops.decisions import AUTO, Decider, Decision
 from wwts_ops.embeddings import EmbeddingWriter, KnownContents, part_key
+from wwts_ops.errors import UnavailableError
 from wwts_ops.fetch import Fetcher
 from wwts_ops.images import Rejected
 from wwts_ops.parts import PartWriter
 from wwts_ops.planning import Plan
 from wwts_ops.provenance import git_sha
-from wwts_ops.runtime import Embedder, Scorer, embedder
+from wwts_ops.runtime import Embedder, Scorer, embedder, one_core
 from wwts_ops.schemas import QUARANTINE, TAGS
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -91,12 +93,13 @@ class Machine:
 class _Read:
     """A row of the plan with its bytes, or why there are none.
 
-    ``copy``: the content stood earlier in this shard. ``known``: its ``float16 [dimension]`` from an earlier run.
+    ``digest``: SHA-256 of the bytes. ``copy``: the content stood earlier in this shard. ``known``: its
+    ``float16 [dimension]`` from an earlier run.
     """
 
     row: Row
     data: bytes = b""
-    sha: str = ""
+    digest: bytes = b""
     rejected: Rejected | None = None
     copy: bool = False
     known: Array | None = None
@@ -118,6 +121,10 @@ class _Seen:
     embed_seconds: float = 0.0
 
     @property
+    def sha(self) -> str:
+        return self.read.digest.hex()
+
+    @property
     def duplicate(self) -> bool:
         return self.read.copy or self.read.known is not None
 
@@ -129,6 +136,14 @@ class _Tally:
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def to_marker(self) -> Row:
+        names = ("tagged", "duplicates", "quarantined", "auto", "review", "forced_review")
+        return {
+            **{name: self.counts[name] for name in names},
+            "reasons": dict(self.reasons),
+            "timings": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
 
 
 def tag(store: Store, settings: Settings, shard: Shard, machine: Callable[[], Machine]) -> Row:
@@ -143,42 +158,153 @@ def tag(store: Store, settings: Settings, shard: Shard, machine: Callable[[], Ma
     Returns:
         ``images``, ``tagged``, ``duplicates``, ``quarantined``, ``auto``, ``review``, ``forced_review`` (counts),
         ``seconds`` (wall), ``reasons`` (quarantine) and ``timings`` (seconds by kind of work).
+
+    Raises:
+        UnavailableError: when the store or the temporary folder refuses.
     """
     if store.exists(shard.marker):
         return store.read_json(shard.marker)
     started = time.perf_counter()
     log.info("shard_started", run_id=shard.plan.run_key, shard=shard.number)
-    with ExitStack() as stack:
-        run = _Run(store, settings, shard, machine(), stack)
-        run.all()
-    done = {**run.result(), "seconds": round(time.perf_counter() - started, 3)}
+    result = _tag(store, settings, shard, machine())
+    done = {**result, "seconds": round(time.perf_counter() - started, 3)}
     store.write_json(shard.marker, done)
     log.info("shard_done", run_id=shard.plan.run_key, shard=shard.number, **done)
     return done
 
 
-class _Run:
-    """The state of one shard while it is being tagged."""
+def _tag(store: Store, settings: Settings, shard: Shard, machine: Machine) -> Row:
+    plan, tally = shard.plan, _Tally()
+    table = planning.read_shard(store, plan.run_key, shard.number)
+    # Parts are published when the inner block ends without an error; the marker follows when all three are there.
+    with (
+        _Pipeline(store, settings, plan, machine) as pipeline,
+        _Results(store, shard, machine.tagger, tally) as results,
+    ):
+        thumbnails = _Thumbnails(store, settings.thumbnails, pipeline.cores)
+        for batch in pipeline.batches(table, tally):
+            for item, decision in batch:
+                results.add(item, decision)
+                thumbnails.add(item, decision)
+            done = tally.counts["tagged"] + tally.counts["quarantined"]
+            log.info("shard_progress", run_id=plan.run_key, shard=shard.number, done=done, of=table.num_rows)
+        thumbnails.wait()
+    return {"images": table.num_rows, **tally.to_marker()}
 
-    def __init__(self, store: Store, settings: Settings, shard: Shard, machine: Machine, stack: ExitStack) -> None:
+
+class _Pipeline:
+    """From rows of the plan to decisions, in the plan's order."""
+
+    def __init__(self, store: Store, settings: Settings, plan: Plan, machine: Machine) -> None:
+        self._settings, self._machine = settings, machine
+        self._recipe = machine.tagger.recipe
+        self._workers = settings.workers or len(os.sched_getaffinity(0))
+        self._known = KnownContents(store, plan.backbone_sha256, plan.known_runs)
+
+    def __enter__(self) -> _Pipeline:
+        with ExitStack() as stack:
+            self._memory = stack.enter_context(_ShardMemory(self._recipe.dimension))
+            self._fetcher = stack.enter_context(Fetcher(self._settings))
+            self._readers = ThreadPoolExecutor(_READERS, "read")
+            self.cores = ThreadPoolExecutor(self._workers, "core")
+            for pool in (self._readers, self.cores):
+                # After an error what was read ahead is no longer wanted.
+                stack.callback(pool.shutdown, cancel_futures=True)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def batches(self, table: pa.Table, tally: _Tally) -> Iterator[list[tuple[_Seen, Decision | None]]]:
+        """Up to :data:`BATCH` rows of the plan at a time, each with its decision unless it is rejected."""
+        reads = _ordered(self._readers, self._read, _rows(table), window=2 * _READERS)
+        window = max(8 * self._workers, 2 * self._machine.embed.batch_size)
+        seen = _ordered(self.cores, self._see, self._look_up(reads), window=window)
+        while items := list(islice(seen, BATCH)):
+            yield self._decided(items, tally.seconds)
+
+    def _read(self, row: Row) -> _Read:
+        """Runs in a reading thread."""
+        started = time.perf_counter()
+        try:
+            data = self._fetcher.read(row["uri"])
+        except Rejected as rejected:
+            return _Read(row, rejected=rejected, seconds=time.perf_counter() - started)
+        digest = bytes.fromhex(images.content_sha256(data))
+        return _Read(row, data, digest, seconds=time.perf_counter() - started)
+
+    def _look_up(self, reads: Iterable[_Read]) -> Iterator[_Read]:
+        """Marks what stood earlier in this shard, by the order of the plan, and what earlier runs embedded."""
+        contents: set[bytes] = set()
+        for read in reads:
+            if read.rejected:
+                yield read
+            elif read.digest in contents:
+                # Its bytes are not needed again: its content's first image says all.
+                yield replace(read, copy=True, data=b"")
+            else:
+                contents.add(read.digest)
+                yield replace(read, known=self._known.get(read.digest.hex()))
+
+    def _see(self, read: _Read) -> _Seen:
+        """Decodes and crops; embeds too where the embedder wants one image a call. Runs in a pool thread."""
+        if read.rejected or read.copy:
+            return _Seen(read, rejected=read.rejected)
+        bare = replace(read, data=b"")
+        started = time.perf_counter()
+        try:
+            decoded = images.decode(read.data, self._recipe.short_side, self._settings.max_pixels)
+        except Rejected as rejected:
+            return _Seen(bare, rejected=rejected, decode_seconds=time.perf_counter() - started)
+        small = None if self._settings.thumbnails == "none" else _shrink(decoded.rgb)
+        embedding = read.known
+        crop = self._recipe.crop(decoded.rgb) if embedding is None else None
+        decoding = time.perf_counter() - started
+        if crop is not None and self._machine.embed.batch_size == 1:
+            embedding, crop = self._machine.embed(crop[np.newaxis])[0], None
+        embedding_took = time.perf_counter() - started - decoding
+        size = decoded.width, decoded.height
+        return _Seen(bare, None, *size, crop, embedding, small, decoding, embedding_took)
+
+    def _decided(self, items: list[_Seen], seconds: defaultdict[str, float]) -> list[tuple[_Seen, Decision | None]]:
+        started = time.perf_counter()
+        embedded = self._embed_crops(items)
+        embedding_took = time.perf_counter() - started
+        recalled = [self._memory.recall(item) for item in embedded]
+        vectors = [item.embedding for item in recalled if item.embedding is not None]
+        decisions = iter(self._machine.decide(self._machine.score(np.stack(vectors))) if vectors else ())
+        for item in items:
+            seconds["read"] += item.read.seconds
+            seconds["decode"] += item.decode_seconds
+            seconds["embed"] += item.embed_seconds
+        seconds["embed"] += embedding_took
+        seconds["decide"] += time.perf_counter() - started - embedding_took
+        return [(item, None if item.rejected else next(decisions)) for item in recalled]
+
+    def _embed_crops(self, items: list[_Seen]) -> list[_Seen]:
+        """``items``, those embedded that wait for a batch."""
+        crops = [item.crop for item in items if item.crop is not None]
+        if not crops:
+            return items
+        started = time.perf_counter()
+        vectors = iter(self._machine.embed(np.stack(crops)))
+        share = (time.perf_counter() - started) / len(crops)
+        return [
+            item if item.crop is None else replace(item, crop=None, embedding=next(vectors), embed_seconds=share)
+            for item in items
+        ]
+
+
+class _Results:
+    """The three parts of one shard: whole when the block ends without an error, else not there."""
+
+    def __init__(self, store: Store, shard: Shard, tagger: Tagger, tally: _Tally) -> None:
+        self._store, self._shard, self._tally = store, shard, tally
+        self._dimension = tagger.recipe.dimension
+        self._thresholds = dict(zip(tagger.label_ids, tagger.thresholds.tolist(), strict=True))
         plan = shard.plan
-        self.store, self.settings, self.shard, self.machine = store, settings, shard, machine
-        self.workers = settings.workers or len(os.sched_getaffinity(0))
-        self.recipe = machine.tagger.recipe
-        self.tally = _Tally()
-        self.total = 0
-        self.fetcher = stack.enter_context(Fetcher(settings))
-        self.readers = stack.enter_context(ThreadPoolExecutor(_READERS, "read"))
-        self.cores = stack.enter_context(ThreadPoolExecutor(self.workers, "core"))
-        self.known = KnownContents(store, plan.backbone_sha256, plan.known_runs)
-        self.memory = stack.enter_context(_ShardMemory(self.recipe.dimension))
-        embeddings = part_key(plan.backbone_sha256, plan.date, plan.run_key, shard.number)
-        # Entered in this order, published in the reverse one; a marker follows when all three are there.
-        self.quarantine = stack.enter_context(PartWriter(store, shard.part("quarantine"), QUARANTINE))
-        self.tags = stack.enter_context(PartWriter(store, shard.part("tags"), TAGS))
-        path = stack.enter_context(store.writing(embeddings))
-        self.vectors = stack.enter_context(EmbeddingWriter(path, plan.backbone_sha256, self.recipe.dimension))
-        self.common = {
+        self._common = {
             "model_name": plan.model_name,
             "model_version": plan.model_version,
             "model_sha256": plan.model_sha256,
@@ -188,138 +314,59 @@ class _Run:
             "run_id": plan.run_key,
             "ocr_text": None,
         }
-        self.thumbnails: deque[Future[None]] = deque()
 
-    def all(self) -> None:
-        """Every row of the shard, in order."""
-        table = planning.read_shard(self.store, self.shard.plan.run_key, self.shard.number)
-        self.total = table.num_rows
-        reads = _ordered(self.readers, self._read, _rows(table), window=2 * _READERS)
-        window = max(8 * self.workers, 2 * self.machine.embed.batch_size)
-        seen = _ordered(self.cores, self._see, self._look_up(reads), window=window)
-        while batch := list(islice(seen, BATCH)):
-            self._finish(batch)
-        while self.thumbnails:
-            self.thumbnails.popleft().result()
+    def __enter__(self) -> _Results:
+        plan, shard = self._shard.plan, self._shard
+        key = part_key(plan.backbone_sha256, plan.date, plan.run_key, shard.number)
+        with ExitStack() as stack:
+            self._quarantine = stack.enter_context(PartWriter(self._store, shard.part("quarantine"), QUARANTINE))
+            self._tags = stack.enter_context(PartWriter(self._store, shard.part("tags"), TAGS))
+            path = stack.enter_context(self._store.writing(key))
+            self._vectors = stack.enter_context(EmbeddingWriter(path, plan.backbone_sha256, self._dimension))
+            self._stack = stack.pop_all()
+        return self
 
-    def result(self) -> Row:
-        """What the done-marker says, the wall time aside."""
-        counts = self.tally.counts
-        names = ("tagged", "duplicates", "quarantined", "auto", "review", "forced_review")
-        return {
-            "images": self.total,
-            **{name: counts[name] for name in names},
-            "reasons": dict(self.tally.reasons),
-            "timings": {name: round(value, 3) for name, value in self.tally.seconds.items()},
-        }
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
-    def _read(self, row: Row) -> _Read:
-        """Runs in a reading thread."""
+    def add(self, item: _Seen, decision: Decision | None) -> None:
+        """Writes one image to the tags, or without a ``decision`` to the quarantine."""
         started = time.perf_counter()
-        try:
-            data = self.fetcher.read(row["uri"])
-        except Rejected as rejected:
-            return _Read(row, rejected=rejected, seconds=time.perf_counter() - started)
-        return _Read(row, data, images.content_sha256(data), seconds=time.perf_counter() - started)
+        if decision:
+            self._add_tagged(item, decision)
+        elif item.rejected:
+            self._add_rejected(item, item.rejected)
+        self._tally.seconds["write"] += time.perf_counter() - started
 
-    def _look_up(self, reads: Iterable[_Read]) -> Iterator[_Read]:
-        """Marks what stood earlier in this shard, by the order of the plan, and what earlier runs embedded."""
-        contents: set[bytes] = set()
-        for read in reads:
-            if read.rejected:
-                yield read
-                continue
-            digest = bytes.fromhex(read.sha)
-            copy = digest in contents
-            contents.add(digest)
-            # The bytes of a copy are not needed again: its content's first image says all.
-            yield replace(read, copy=True, data=b"") if copy else replace(read, known=self.known.get(read.sha))
-
-    def _see(self, read: _Read) -> _Seen:
-        """Decodes and crops; embeds too where the embedder wants one image a call. Runs in a pool thread."""
-        if read.rejected or read.copy:
-            return _Seen(read, rejected=read.rejected)
-        started = time.perf_counter()
-        try:
-            decoded = images.decode(read.data, self.recipe.short_side, self.settings.max_pixels)
-        except Rejected as rejected:
-            return _Seen(replace(read, data=b""), rejected=rejected)
-        embedding = read.known
-        crop = None if read.known is not None else self.recipe.crop(decoded.rgb)
-        cropped = time.perf_counter()
-        if crop is not None and self.machine.embed.batch_size == 1:
-            embedding, crop = self.machine.embed(crop[np.newaxis])[0], None
-        embedded = time.perf_counter()
-        return _Seen(
-            replace(read, data=b""),
-            width=decoded.width,
-            height=decoded.height,
-            crop=crop,
-            embedding=embedding,
-            small=None if self.settings.thumbnails == "none" else _shrink(decoded.rgb),
-            decode_seconds=cropped - started,
-            embed_seconds=embedded - cropped,
-        )
-
-    def _finish(self, items: list[_Seen]) -> None:
-        """Scores, decides and writes one batch, and says how far the shard is."""
-        started = time.perf_counter()
-        self._embed_crops(items)
-        tagged = []
-        for item in items:
-            remembered = self.memory.recall(item)
-            if remembered.rejected:
-                self._quarantine(remembered)
-            else:
-                tagged.append(remembered)
-        if tagged:
-            scores = self.machine.score(np.stack([_embedding(item) for item in tagged]))
-            for item, decision in zip(tagged, self.machine.decide(scores), strict=True):
-                self._write(item, decision)
-        self._add_seconds(items, time.perf_counter() - started)
-        done = self.tally.counts["tagged"] + self.tally.counts["quarantined"]
-        log.info("shard_progress", run_id=self.common["run_id"], shard=self.shard.number, done=done, of=self.total)
-
-    def _add_seconds(self, items: list[_Seen], finish: float) -> None:
-        seconds = self.tally.seconds
-        seconds["read"] += sum(item.read.seconds for item in items)
-        seconds["decode"] += sum(item.decode_seconds for item in items)
-        seconds["embed"] += sum(item.embed_seconds for item in items)
-        seconds["finish"] += finish
-
-    def _embed_crops(self, items: list[_Seen]) -> None:
-        waiting = [index for index, item in enumerate(items) if item.crop is not None]
-        if not waiting:
-            return
-        vectors = self.machine.embed(np.stack([items[index].crop for index in waiting]))  # type: ignore[misc]
-        for index, vector in zip(waiting, vectors, strict=True):
-            items[index] = replace(items[index], crop=None, embedding=vector)
-
-    def _quarantine(self, item: _Seen) -> None:
-        assert item.rejected is not None
-        reason = item.rejected.reason
-        self.tally.counts["quarantined"] += 1
-        self.tally.reasons[reason] += 1
+    def _add_rejected(self, item: _Seen, rejected: Rejected) -> None:
+        self._tally.counts["quarantined"] += 1
+        self._tally.reasons[rejected.reason] += 1
         row = {name: item.read.row[name] for name in ("image_id", "sku_id", "uri")}
-        found = {"content_sha256": item.read.sha or None, "reason": reason, "detail": item.rejected.detail}
-        self.quarantine.add({**row, **found, "run_id": self.common["run_id"], "seen_at": datetime.now(UTC)})
-        log.warning("image_quarantined", image_id=row["image_id"], image_hash=item.read.sha, reason=reason)
+        found = {"content_sha256": item.sha or None, "reason": rejected.reason, "detail": rejected.detail}
+        self._quarantine.add({**row, **found, "run_id": self._shard.plan.run_key, "seen_at": datetime.now(UTC)})
+        log.warning("image_quarantined", image_id=row["image_id"], image_hash=item.sha or None, reason=rejected.reason)
 
-    def _write(self, item: _Seen, decision: Decision) -> None:
-        self.tally.counts.update(["tagged", decision.decision, *(["duplicates"] if item.duplicate else [])])
-        if not item.duplicate:
-            self.vectors.add(item.read.sha, _embedding(item))
-        self.tags.add(self._row(item, decision))
-        self._keep_thumbnail(item, decision)
-        found = sum(tag.score >= self.settings.threshold for tag in decision.tags)
-        latency = round((item.decode_seconds + item.embed_seconds) * 1e3, 2)
-        log.info("image_tagged", image_hash=item.read.sha, latency_ms=latency, objects_found=found, **_told(decision))
+    def _add_tagged(self, item: _Seen, decision: Decision) -> None:
+        self._tally.counts.update(["tagged", decision.decision, *(["duplicates"] if item.duplicate else [])])
+        if not item.duplicate and item.embedding is not None:
+            self._vectors.add(item.sha, item.embedding)
+        self._tags.add(self._row(item, decision))
+        first = decision.tags[0] if decision.tags else None
+        log.info(
+            "image_tagged",
+            image_hash=item.sha,
+            latency_ms=round((item.decode_seconds + item.embed_seconds) * 1e3, 2),
+            objects_found=sum(tag.score >= self._thresholds[tag.label_id] for tag in decision.tags),
+            decision=decision.decision,
+            label_id=first and first.label_id,
+            score=first and round(first.score, 4),
+        )
 
     def _row(self, item: _Seen, decision: Decision) -> Row:
         first = decision.tags[0] if decision.tags else None
         return {
             **{name: item.read.row[name] for name in ("image_id", "sku_id", "uri")},
-            "content_sha256": item.read.sha,
+            "content_sha256": item.sha,
             "width": item.width,
             "height": item.height,
             "tags": [vars(tag) for tag in decision.tags],
@@ -331,16 +378,33 @@ class _Run:
             "decision_reason": decision.reason,
             "source": "duplicate" if item.duplicate else "model",
             "tagged_at": datetime.now(UTC),
-            **self.common,
+            **self._common,
         }
 
-    def _keep_thumbnail(self, item: _Seen, decision: Decision) -> None:
-        sampled = int(item.read.sha[:8], 16) % _SAMPLED == 0
-        if item.small is None or not (self.settings.thumbnails == "all" or decision.decision != AUTO or sampled):
+
+class _Thumbnails:
+    """Writes small pictures in a pool; no more than some wait at a time."""
+
+    def __init__(self, store: Store, mode: str, pool: ThreadPoolExecutor) -> None:
+        self._store, self._mode, self._pool = store, mode, pool
+        self._pending: deque[Future[None]] = deque()
+
+    def add(self, item: _Seen, decision: Decision | None) -> None:
+        """Keeps the thumbnail of ``item`` where the mode wants it; copies have none of their own."""
+        if decision is None or item.small is None or not self._wanted(item, decision):
             return
-        self.thumbnails.append(self.cores.submit(_write_thumbnail, self.store, item.read.sha, item.small))
-        while len(self.thumbnails) > 2 * BATCH:
-            self.thumbnails.popleft().result()
+        self._pending.append(self._pool.submit(_write_thumbnail, self._store, item.sha, item.small))
+        while len(self._pending) > 2 * BATCH:
+            self._pending.popleft().result()
+
+    def _wanted(self, item: _Seen, decision: Decision) -> bool:
+        sampled = int.from_bytes(item.read.digest[:4]) % _SAMPLED == 0
+        return self._mode == "all" or decision.decision != AUTO or sampled
+
+    def wait(self) -> None:
+        """Until all are written."""
+        while self._pending:
+            self._pending.popleft().result()
 
 
 class _ShardMemory:
@@ -348,37 +412,56 @@ class _ShardMemory:
 
     def __init__(self, dimension: int) -> None:
         self._record = np.dtype([("size", "<i4", 2), ("embedding", "<f2", dimension)])
-        self._file = tempfile.TemporaryFile(prefix="wwts-shard-")  # noqa: SIM115 (closed by __exit__)
         self._places: dict[bytes, int] = {}
         self._rejected: dict[bytes, Rejected] = {}
 
+    def __enter__(self) -> _ShardMemory:
+        self._file = tempfile.TemporaryFile(prefix="wwts-shard-", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
     def recall(self, item: _Seen) -> _Seen:
-        """``item`` itself, remembered; or, for a copy, what its content's first image came to."""
-        digest = bytes.fromhex(item.read.sha)
+        """``item`` itself, remembered; or, for a copy, what its content's first image came to.
+
+        Raises:
+            UnavailableError: when the temporary folder is full.
+        """
+        digest = item.read.digest
         if not item.read.copy:
             self._remember(digest, item)
             return item
         if digest in self._rejected:
             return replace(item, rejected=self._rejected[digest])
-        data = os.pread(self._file.fileno(), self._record.itemsize, self._places[digest] * self._record.itemsize)
-        record = np.frombuffer(data, self._record)[0]
+        size = self._record.itemsize
+        record = np.frombuffer(os.pread(self._file.fileno(), size, self._places[digest] * size), self._record)[0]
         width, height = (int(value) for value in record["size"])
         return replace(item, width=width, height=height, embedding=record["embedding"])
 
     def _remember(self, digest: bytes, item: _Seen) -> None:
-        if item.rejected:
-            self._rejected[digest] = item.rejected
+        if item.embedding is None:
+            # A uri that could not be read has no content.
+            if digest and item.rejected:
+                self._rejected[digest] = item.rejected
             return
         record = np.zeros(1, self._record)
         record["size"], record["embedding"] = (item.width, item.height), item.embedding
-        os.pwrite(self._file.fileno(), record.tobytes(), len(self._places) * self._record.itemsize)
-        self._places[digest] = len(self._places)
+        data, place = record.tobytes(), len(self._places)
+        try:
+            written = os.pwrite(self._file.fileno(), data, place * len(data))
+        except OSError as error:
+            raise _full(error.strerror) from error
+        if written < len(data):
+            raise _full(os.strerror(errno.ENOSPC))
+        self._places[digest] = place
 
-    def __enter__(self) -> _ShardMemory:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+def _full(why: str | None) -> UnavailableError:
+    return UnavailableError(
+        f"The temporary folder {tempfile.gettempdir()} refused a shard's notes: {why}. "
+        "Free space there or set TMPDIR to another folder, then run again."
+    )
 
 
 def _rows(table: pa.Table) -> Iterator[Row]:
@@ -397,11 +480,6 @@ def _ordered(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterab
         yield pending.popleft().result()
 
 
-def _embedding(item: _Seen) -> Array:
-    assert item.embedding is not None
-    return item.embedding
-
-
 def _shrink(rgb: Array) -> Array:
     """The thumbnail's pixels, so that no full picture waits for its decision."""
     height, width = rgb.shape[:2]
@@ -413,12 +491,3 @@ def _write_thumbnail(store: Store, sha: str, small: Array) -> None:
     key = f"thumbnails/{sha[:2]}/{sha}.jpg"
     if not store.exists(key):
         store.put(key, images.thumbnail(small, _THUMBNAIL_SIDE))
-
-
-def _told(decision: Decision) -> Row:
-    first = decision.tags[0] if decision.tags else None
-    return {
-        "decision": decision.decision,
-        "label_id": first and first.label_id,
-        "score": first and round(first.score, 4),
-    }
