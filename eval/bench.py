@@ -28,6 +28,7 @@ from eval.baseline import OneAtATime
 from wwts_ops import demo, images, logs, planning, registry, settings, tagging, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.planning import Pin, Request
+from wwts_ops.runtime import one_core
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tagging import Machine, Shard
@@ -175,13 +176,14 @@ class _Bench:
         """Images a second that decoding alone and the network alone would allow on the same cores."""
         recipe, cores = self._tagger.recipe, len(os.sched_getaffinity(0))
         data = [path.read_bytes() for path in self.paths]
-        crops: list[Any] = []
 
         def decode(encoded: bytes) -> Any:
             return recipe.crop(images.decode(encoded, recipe.short_side, _MAX_PIXELS).rgb)[None]
 
-        with ThreadPoolExecutor(cores) as pool:
-            decoding = _rate(len(data), lambda: crops.extend(pool.map(decode, data)) or len(crops))
+        with ThreadPoolExecutor(cores, initializer=one_core) as pool:
+            started = time.perf_counter()
+            crops = list(pool.map(decode, data))
+            decoding = len(crops) / (time.perf_counter() - started)
             embedding = _rate(len(crops), lambda: sum(1 for _ in pool.map(self._machine.embed, crops)))
         return 1 / (1 / decoding + 1 / embedding)
 

@@ -15,6 +15,7 @@ import night_process
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from wwts_ops import demo, registry, settings, storage
 
 pytestmark = pytest.mark.slow

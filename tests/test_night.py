@@ -14,7 +14,7 @@ import pytest
 from night_run import BROKEN, COPIES, NAMES
 
 from wwts_ops import night as stages
-from wwts_ops import planning, publish, published, settings
+from wwts_ops import planning, published, settings, summary
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.night import Order
 from wwts_ops.settings import Settings
@@ -129,12 +129,12 @@ def test_a_whole_night(prepared: Callable[..., Settings]) -> None:
     assert sorted(published.read(store)["image_id"].to_pylist()) == TAGGED
     assert planning.unfinished(store) == []
 
-    pointer = publish.current(store)
+    pointer = published.current(store)
     again = planned(found, date(2026, 3, 2))
     assert again == {"date": "2026-03-02", "run_keys": [], "shards": []}
     page = close(found, again)
     assert "date=2026-03-02" in page, "an empty night has a page too"
-    assert publish.current(store) == pointer, "publishing the same again moves nothing"
+    assert published.current(store) == pointer, "publishing the same again moves nothing"
 
 
 def test_a_limit_leaves_the_rest_for_the_next_night(prepared: Callable[..., Settings]) -> None:
@@ -213,3 +213,10 @@ def test_an_unknown_model_version_is_refused_before_anything_is_planned(prepared
     with pytest.raises(WwtsError, match="99"):
         stages.plan(found, Order(DAY, model_version="99"), EXECUTOR)
     assert planning.claimed(Store.of(found)) == []
+
+
+def test_a_night_without_one_finished_shard_does_not_say_that_nothing_was_new() -> None:
+    told = summary.night({"planned": 5, "report": "页"})
+    assert "没有一张图片打标完成" in told
+    assert "没有新图片" not in told
+    assert "没有新图片" in summary.night({"planned": 0, "report": "页"})

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import S3Server
-from wwts_ops import demo, night, planning, publish, published, settings
+
+from wwts_ops import demo, night, planning, published, settings
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 
@@ -76,13 +77,14 @@ def test_a_night_on_s3_gives_the_rows_of_a_night_in_a_folder(shops: tuple[Settin
     assert len(_rows(store)) == 6
     assert not planning.unfinished(store)
     names = {key.split("/")[0] for key in store.list("")}
-    assert names >= {"runs", "tags", "embeddings", "quarantine", "published", "thumbnails", "taxonomy", "reports", "review"}
+    assert names >= {"runs", "tags", "embeddings", "quarantine", "published"}
+    assert names >= {"thumbnails", "taxonomy", "reports", "review", "releases"}
     assert store.read_bytes("reports/date=2026-03-01/index.html").lower().startswith(b"<!doctype html>")
 
     # The next night finds nothing new, and nothing is planned, published or counted twice.
-    before = publish.current(store)
+    before = published.current(store)
     _one_night(remote)
-    assert publish.current(store) == before
+    assert published.current(store) == before
     assert len(planning.claimed(store)) == 1
 
 
@@ -90,10 +92,10 @@ def test_a_publisher_that_comes_too_late_does_not_undo_the_other(shops: tuple[Se
     _, remote = shops
     _one_night(remote)
     store = Store.of(remote)
-    stale = publish.current(store)
+    stale = published.current(store)
     assert stale is not None
-    assert store.replace_pointer(publish.POINTER, {**stale.value, "snapshot": "newer"}, stale)
-    assert not store.replace_pointer(publish.POINTER, {**stale.value, "snapshot": "older"}, stale)
-    current = publish.current(store)
+    assert store.replace_pointer(published.POINTER, {**stale.value, "snapshot": "newer"}, stale)
+    assert not store.replace_pointer(published.POINTER, {**stale.value, "snapshot": "older"}, stale)
+    current = published.current(store)
     assert current is not None
     assert (current.value["snapshot"], current.sequence) == ("newer", stale.sequence + 1)

@@ -343,7 +343,7 @@ class _S3:
 @contextmanager
 def _s3_told(name: str) -> Iterator[None]:
     from aiohttp import ClientError as BodyError
-    from botocore import exceptions as boto  # type: ignore[import-untyped]
+    from botocore import exceptions as boto
 
     try:
         yield

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from wwts_ops import deployment, planning, publish, registry, report, tagging, taxonomy
+from wwts_ops import deployment, planning, publish, published, registry, report, tagging, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.planning import Pin, Request
 from wwts_ops.registry import ModelVersion
@@ -204,7 +204,7 @@ def _sums(store: Store, plans: Iterable[planning.Plan]) -> dict[str, Any]:
 
 
 def _published(store: Store) -> dict[str, Any]:
-    pointer = publish.current(store)
+    pointer = published.current(store)
     if pointer is None:
         return {"published": None}
     names = ("rows", "live", "pending", "release", "snapshot")

@@ -20,14 +20,14 @@ from wwts_ops import planning, warehouse
 from wwts_ops.errors import UnavailableError
 from wwts_ops.images import TRANSIENT_REASONS
 from wwts_ops.planning import Plan
+from wwts_ops.published import POINTER
 from wwts_ops.schemas import PLAN, PUBLISHED, QUARANTINE, TAGS
 from wwts_ops.settings import Settings
-from wwts_ops.storage import Pointer, Store
+from wwts_ops.storage import Store
 from wwts_ops.tagging import Shard
 
 log = structlog.get_logger(__name__)
 
-POINTER = "published/current.json"
 _ATTEMPTS = 5
 
 #: What a pending row takes over from its last live one: the tag, and what made it.
@@ -107,11 +107,6 @@ def record_release(store: Store, settings: Settings) -> None:
     # Of two that record the same act at once, one does.
     store.create(f"releases/{len(keys) + 1:06d}.json", json.dumps(act, ensure_ascii=False).encode())
     log.info("release_recorded", **act)
-
-
-def current(store: Store) -> Pointer | None:
-    """The pointer to the snapshot that consumers read, or None before the first."""
-    return store.read_pointer(POINTER)
 
 
 def _inputs(store: Store, release: str) -> _Inputs:

@@ -15,14 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wwts_ops.errors import WwtsError
-from wwts_ops.publish import current
 from wwts_ops.schemas import PUBLISHED
-from wwts_ops.storage import Store
+from wwts_ops.storage import Pointer, Store
 
+POINTER = "published/current.json"
 FORMATS = (".csv", ".parquet", ".xlsx")
 _BATCH = 8192
 #: Rows an .xlsx sheet can hold below its header.
 _XLSX_ROWS = 1_048_575
+
+
+def current(store: Store) -> Pointer | None:
+    """The pointer to the snapshot that consumers read, or None before the first."""
+    return store.read_pointer(POINTER)
 
 
 def batches(store: Store) -> Iterator[pa.RecordBatch]:

@@ -20,7 +20,7 @@ import duckdb
 import jinja2
 import pyarrow as pa
 
-from wwts_ops import planning, schemas, taxonomy, warehouse
+from wwts_ops import planning, published, schemas, taxonomy, warehouse
 from wwts_ops.decisions import AUTO, FORCED_REVIEW, REVIEW
 from wwts_ops.images import REASONS
 from wwts_ops.settings import Settings
@@ -238,7 +238,7 @@ def gather(store: Store, date: date) -> Report:
         UnavailableError: when the store refuses.
     """
     plans = [plan for plan in planning.claimed(store) if str(plan.date) == date.isoformat()]
-    pointer = store.read_pointer("published/current.json")
+    pointer = published.current(store)
     report = replace(
         Report(date, datetime.now(UTC)),
         runs=tuple(_run(store, plan) for plan in plans),

@@ -206,7 +206,7 @@ class _Pipeline:
             self._memory = stack.enter_context(_ShardMemory(self._recipe.dimension))
             self._fetcher = stack.enter_context(Fetcher(self._settings))
             self._readers = ThreadPoolExecutor(_READERS, "read")
-            self.cores = ThreadPoolExecutor(self._workers, "core")
+            self.cores = ThreadPoolExecutor(self._workers, "core", initializer=one_core)
             for pool in (self._readers, self.cores):
                 # After an error what was read ahead is no longer wanted.
                 stack.callback(pool.shutdown, cancel_futures=True)
@@ -416,7 +416,7 @@ class _ShardMemory:
         self._rejected: dict[bytes, Rejected] = {}
 
     def __enter__(self) -> _ShardMemory:
-        self._file = tempfile.TemporaryFile(prefix="wwts-shard-", buffering=0)  # noqa: SIM115 (closed by __exit__)
+        self._file = tempfile.TemporaryFile(prefix="wwts-shard-", buffering=0)
         return self
 
     def __exit__(self, *_: object) -> None:
