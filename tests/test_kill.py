@@ -74,7 +74,8 @@ def _make_catalog(folder: Path) -> None:
     for number in (0, 5, 5):
         shutil.copyfile(photos[number], folder / f"副本 {number}-{len(list(folder.iterdir()))}{photos[number].suffix}")
     (folder / "空.jpg").write_bytes(b"")
-    (folder / "截断.jpg").write_bytes(photos[-1].read_bytes()[:5000] if photos[-1].suffix == ".jpg" else b"\xff\xd8\xff")
+    jpeg = next(photo for photo in demo.photographs() if photo.suffix == ".jpg")
+    (folder / "截断.jpg").write_bytes(jpeg.read_bytes()[:5000])
 
 
 def _environment(shop: Shop, store: Path) -> dict[str, str]:

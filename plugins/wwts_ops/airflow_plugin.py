@@ -9,7 +9,7 @@ from __future__ import annotations
 from airflow.plugins_manager import AirflowPlugin
 
 
-class WwtsPlugin(AirflowPlugin):  # type: ignore[misc]  # type: ignore[misc]  # Airflow is not followed by mypy
+class WwtsPlugin(AirflowPlugin):  # type: ignore[misc]
     """Makes wwts-ops known to Airflow."""
 
     name = "wwts_ops"

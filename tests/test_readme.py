@@ -1,0 +1,132 @@
+"""Every command of both READMEs is run: here, or by what is named beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = ("README.md", "README.zh-CN.md")
+#: Commands that this test does not run itself, and what does.
+ELSEWHERE = {
+    "make test": "CI runs it: this test is part of it",
+    "make up": "test_servers.py starts and stops what it runs",
+    "make bench": "test_bench.py runs each of its parts on a few images",
+    "wwts init": "test_compose.py runs it against a real Airflow and MLflow",
+    "wwts doctor": "test_doctor.py",
+}
+
+
+def _blocks(name: str, language: str) -> list[str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def _commands(name: str) -> list[str]:
+    return [line for block in _blocks(name, "sh") for line in block.splitlines() if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a fresh checkout to the commands: our Makefile, code, environment; no demo yet."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("Makefile", "requirements.txt", "pyproject.toml", "dags", "plugins", "eval"):
+        (folder / name).symlink_to(ROOT / name)
+    environment = Path(sys.prefix)
+    (folder / ".venv").symlink_to(environment)
+    (environment / ".installed").touch()
+    (folder / "photos").mkdir()
+    from wwts_ops import demo
+
+    for photo in demo.photographs()[:3]:
+        (folder / "photos" / photo.name).write_bytes(photo.read_bytes())
+    (folder / "photo.jpg").write_bytes(next(p for p in demo.photographs() if p.suffix == ".jpg").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo_night(shop: Path) -> str:
+    """What `make demo`, the first command of the README, prints."""
+    return _run("make demo", shop)
+
+
+def _run(command: str, folder: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "MLFLOW_"))}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_make_demo_tells_what_the_readme_says(demo_night: str, shop: Path) -> None:
+    for words in ("今夜打标结果", "自动通过", "待审核", "强制审核", "重复内容", "隔离", "每秒", "标签数据", "日报"):
+        assert words in demo_night
+    page = re.search(r"日报\s+(\S+index\.html)", demo_night)
+    assert page
+    assert Path(page[1]).is_file()
+    assert Path(page[1]).is_relative_to(shop)
+
+
+def test_a_second_demo_finds_nothing_new(demo_night: str, shop: Path) -> None:
+    again = _run("make demo", shop)
+    assert "没有发现新图片" in again
+    assert "没有新图片，无需打标" in again
+    assert "标签数据" in demo_night
+
+
+def test_both_readmes_hold_the_same_commands() -> None:
+    assert _commands(READMES[0]) == _commands(READMES[1])
+    assert _blocks(READMES[0], "python") == _blocks(READMES[1], "python")
+
+
+def test_every_command_runs(demo_night: str, shop: Path) -> None:
+    assert demo_night
+    for block in _blocks(READMES[0], "sh"):
+        script = "\n".join(
+            line for line in block.splitlines() if not any(name in line for name in ELSEWHERE) and line != "make demo"
+        )
+        if script.strip():
+            _run(script, shop)
+    assert (shop / "tags.xlsx").stat().st_size > 1000
+    assert (shop / "taxonomy.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+
+
+def test_every_python_example_runs_and_prints_rows(demo_night: str, shop: Path) -> None:
+    assert demo_night
+    examples = _blocks(READMES[0], "python")
+    assert len(examples) == 2
+    for number, example in enumerate(examples):
+        path = shop / f"example_{number}.py"
+        path.write_text(example, encoding="utf-8")
+        printed = _run(f".venv/bin/python {path}", shop)
+        assert len(printed.splitlines()) >= 4
+
+
+def test_what_is_run_elsewhere_is_what_the_makefile_does() -> None:
+    planned = subprocess.run(
+        ["make", "--dry-run", "up", "bench", "test"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert "bin/wwts up" in planned
+    assert "bin/python -m eval.bench" in planned
+    assert "bin/python -m pytest" in planned
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_pictures_and_pages_that_are_linked_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
