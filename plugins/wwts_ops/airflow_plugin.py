@@ -9,7 +9,7 @@ from __future__ import annotations
 from airflow.plugins_manager import AirflowPlugin
 
 
-class WwtsPlugin(AirflowPlugin):  # type: ignore[misc]
+class WwtsPlugin(AirflowPlugin):  # type: ignore[misc]  # mypy does not follow Airflow
     """Makes wwts-ops known to Airflow."""
 
     name = "wwts_ops"

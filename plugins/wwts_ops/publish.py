@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from wwts_ops.errors import UnavailableError
 from wwts_ops.images import TRANSIENT_REASONS
 from wwts_ops.planning import Plan
 from wwts_ops.published import POINTER
-from wwts_ops.schemas import PLAN, PUBLISHED, QUARANTINE, TAGS
+from wwts_ops.schemas import PUBLISHED, QUARANTINE, TAGS
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tagging import Shard
@@ -93,20 +94,34 @@ def publish(store: Store, settings: Settings) -> dict[str, Any] | None:
 
 
 def record_release(store: Store, settings: Settings) -> None:
-    """Writes down that the shop went live, or back to shadow: who, when, from what."""
-    keys = store.list("releases", ".json")
-    before = store.read_json(keys[-1])["release"] if keys else None
-    if before == settings.release:
-        return
-    act = {
-        "release": settings.release,
-        "before": before,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "by": f"{getpass.getuser()}@{socket.gethostname()}",
-    }
-    # Of two that record the same act at once, one does.
-    store.create(f"releases/{len(keys) + 1:06d}.json", json.dumps(act, ensure_ascii=False).encode())
-    log.info("release_recorded", **act)
+    """Writes down that the shop went live, or back to shadow: who, when, from what.
+
+    Raises:
+        UnavailableError: when others record releases as fast as this one.
+    """
+    for _ in range(_ATTEMPTS):
+        keys = store.list("releases", ".json")
+        before = store.read_json(keys[-1])["release"] if keys else None
+        if before == settings.release:
+            return
+        act = {
+            "release": settings.release,
+            "before": before,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "by": f"{_user()}@{socket.gethostname()}",
+        }
+        # Of two that record the same act at once, one does.
+        if store.create(f"releases/{len(keys) + 1:06d}.json", json.dumps(act, ensure_ascii=False).encode()):
+            log.info("release_recorded", **act)
+            return
+    raise UnavailableError("Others switch WWTS_RELEASE at this moment; agree on one and run the task again.")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name; OSError from Python 3.13 on
+        return f"uid {os.getuid()}"
 
 
 def _inputs(store: Store, release: str) -> _Inputs:
@@ -127,13 +142,12 @@ def _write(store: Store, inputs: _Inputs) -> dict[str, Any]:
     with warehouse.connect() as con:
         warehouse.view(con, "tags", store, [shard.part("tags") for shard in inputs.shards], TAGS)
         warehouse.view(con, "quarantine", store, [shard.part("quarantine") for shard in inputs.shards], QUARANTINE)
-        plans = [plan for plan in inputs.plans if plan.delisted]
-        warehouse.view(con, "planned", store, [planning.plan_key(plan.run_key) for plan in plans], PLAN)
         con.execute("CREATE TABLE runs (run_id VARCHAR, sequence BIGINT)")
         con.executemany("INSERT INTO runs VALUES (?, ?)", [(plan.run_key, plan.sequence) for plan in inputs.plans])
         con.execute("CREATE TABLE gone (image_id VARCHAR, sequence BIGINT)")
-        for plan in plans:
-            _add_delisted(con, store, plan)
+        for plan in inputs.plans:
+            if plan.delisted:
+                _add_delisted(con, store, plan)
         _choose(con, inputs.release)
         rows = warehouse.write(store, key, con.sql(_rows_sql(snapshot)), PUBLISHED)
         live = con.sql("SELECT count(*) FROM chosen WHERE live_run = newest_run").fetchall()[0][0]
@@ -194,24 +208,25 @@ def _choose(con: Any, release: str) -> None:
 
 
 def _rows_sql(snapshot: str) -> str:
-    """Rows of ``chosen`` in the published schema: live ones as they are, pending ones with their last live tag."""
-    plain = ", ".join(f"n.{name}" for name in TAGS.names)
-    # Pending: what is known of the image and why it waits is new, the tag is the last live one's, or none.
-    kept = ", ".join(_pending_column(name) for name in TAGS.names)
+    """Rows of ``chosen`` in the published schema: live ones as they are, pending ones with their last live tag.
+
+    In the order of ``image_id``, so that two publishers of one snapshot write the same bytes: a reader of the first
+    one's file does not notice the second's.
+    """
+    # Pending: what is known of the image and why it waits is new, the tag is the last live one's, or none. Of a live
+    # image both are the same row.
+    columns = ", ".join(_column(name) for name in TAGS.names)
     return f"""
-        SELECT {plain}, 'live' AS state, '{snapshot}' AS snapshot
-        FROM chosen c JOIN tags n ON n.image_id = c.image_id AND n.run_id = c.newest_run
-        WHERE c.live_run = c.newest_run
-        UNION ALL
-        SELECT {kept}, 'pending', '{snapshot}'
+        SELECT {columns}, if(c.live_run = c.newest_run, 'live', 'pending') AS state, '{snapshot}' AS snapshot
         FROM chosen c
         JOIN tags n ON n.image_id = c.image_id AND n.run_id = c.newest_run
         LEFT JOIN tags l ON l.image_id = c.image_id AND l.run_id = c.live_run
-        WHERE c.live_run IS DISTINCT FROM c.newest_run
+        ORDER BY c.image_id
     """
 
 
-def _pending_column(name: str) -> str:
+def _column(name: str) -> str:
     if name not in _TAG_COLUMNS:
         return f"n.{name}"
-    return f"coalesce(l.{name}, n.{name}) AS {name}" if name in _ALWAYS else f"l.{name}"
+    # Never column by column: a commit that is unknown must not be another tag's.
+    return f"if(c.live_run IS NULL, n.{name}, l.{name}) AS {name}" if name in _ALWAYS else f"l.{name}"

@@ -25,7 +25,8 @@ _QUEUE = """
     )
     SELECT
         row_number() OVER (
-            ORDER BY decision = 'forced_review' DESC, priority DESC NULLS LAST, copies DESC, confidence, image_id
+            ORDER BY decision = 'forced_review' DESC, priority DESC NULLS LAST, copies DESC,
+                confidence NULLS FIRST, image_id
         )::INTEGER AS rank,
         image_id, sku_id, uri, content_sha256, tags, label_id, label_zh, confidence, category_path, decision,
         decision_reason, run_id, copies::INTEGER AS copies, priority, decision AS shown_because,
