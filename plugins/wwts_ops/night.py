@@ -163,6 +163,11 @@ def finish(settings: Settings, run_keys: Iterable[str]) -> None:
         WwtsError: after everything else, when shards are left; it names their runs.
     """
     store = Store.of(settings)
+    run_keys = list(run_keys)
+    if not publish.is_current(store, settings.release):
+        # Another process finished a shard after this one had published; it may be gone by now.
+        publish_tags(settings)
+        route_to_review(settings, run_keys)
     left = []
     for plan_ in (planning.read(store, run_key) for run_key in run_keys):
         done = publish.done_shards(store, plan_)

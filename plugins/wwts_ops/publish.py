@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,6 +31,8 @@ from wwts_ops.tagging import Shard
 log = structlog.get_logger(__name__)
 
 _ATTEMPTS = 5
+#: Rows sorted at once: about 200 MB.
+_SORTED_ROWS = 100_000
 
 #: What a pending row takes over from its last live one: the tag, and what made it.
 _TAG_COLUMNS = (
@@ -93,6 +96,13 @@ def publish(store: Store, settings: Settings) -> dict[str, Any] | None:
     raise UnavailableError("Other publishers moved the pointer five times meanwhile; run the task again.")
 
 
+def is_current(store: Store, release: str) -> bool:
+    """Whether consumers read all that done shards found; not when another process has just finished one more."""
+    pointer = store.read_pointer(POINTER)
+    inputs = _inputs(store, release)
+    return not inputs.plans or (pointer is not None and pointer.value["snapshot"] == inputs.snapshot)
+
+
 def record_release(store: Store, settings: Settings) -> None:
     """Writes down that the shop went live, or back to shadow: who, when, from what.
 
@@ -149,7 +159,7 @@ def _write(store: Store, inputs: _Inputs) -> dict[str, Any]:
             if plan.delisted:
                 _add_delisted(con, store, plan)
         _choose(con, inputs.release)
-        rows = warehouse.write(store, key, con.sql(_rows_sql(snapshot)), PUBLISHED)
+        rows = warehouse.write(store, key, _rows(con, snapshot), PUBLISHED)
         live = con.sql("SELECT count(*) FROM chosen WHERE live_run = newest_run").fetchall()[0][0]
     return {
         "snapshot": snapshot,
@@ -207,21 +217,30 @@ def _choose(con: Any, release: str) -> None:
     )
 
 
-def _rows_sql(snapshot: str) -> str:
-    """Rows of ``chosen`` in the published schema: live ones as they are, pending ones with their last live tag.
+def _rows(con: Any, snapshot: str) -> Iterator[Any]:
+    """Relations over rows of ``chosen`` in the published schema, by ``image_id``: see :func:`_slice_sql`.
 
-    In the order of ``image_id``, so that two publishers of one snapshot write the same bytes: a reader of the first
-    one's file does not notice the second's.
+    The order makes two publishers of one snapshot write the same bytes: a reader of the first one's file does not
+    notice the second's. Sorted at once, all rows of a large shop would not fit.
     """
+    con.execute("CREATE TABLE placed AS SELECT *, row_number() OVER (ORDER BY image_id) AS place FROM chosen")
+    count = con.sql("SELECT count(*) FROM placed").fetchall()[0][0]
+    for start in range(1, count + 1, _SORTED_ROWS):
+        yield con.sql(_slice_sql(snapshot, start, start + _SORTED_ROWS - 1))
+
+
+def _slice_sql(snapshot: str, first: int, last: int) -> str:
+    """Live rows as they are, pending ones with their last live tag."""
     # Pending: what is known of the image and why it waits is new, the tag is the last live one's, or none. Of a live
     # image both are the same row.
     columns = ", ".join(_column(name) for name in TAGS.names)
     return f"""
+        WITH c AS MATERIALIZED (FROM placed WHERE place BETWEEN {first} AND {last})
         SELECT {columns}, if(c.live_run = c.newest_run, 'live', 'pending') AS state, '{snapshot}' AS snapshot
-        FROM chosen c
+        FROM c
         JOIN tags n ON n.image_id = c.image_id AND n.run_id = c.newest_run
         LEFT JOIN tags l ON l.image_id = c.image_id AND l.run_id = c.live_run
-        ORDER BY c.image_id
+        ORDER BY c.place
     """
 
 

@@ -15,7 +15,8 @@ from wwts_ops.storage import Store
 
 #: Beyond this DuckDB spills to a temporary folder.
 _MEMORY = "1GB"
-_BATCH_ROWS = 16_384
+#: Rows of a row group, and so the rows held in memory.
+_GROUP_ROWS = 16_384
 _PATTERN = frozenset("[]?*")
 
 
@@ -44,11 +45,24 @@ def view(con: duckdb.DuckDBPyConnection, name: str, store: Store, keys: Iterable
         con.register(name, ds.dataset(bare, schema=schema, format="parquet", filesystem=store.fs))
 
 
-def write(store: Store, key: str, rows: duckdb.DuckDBPyRelation, schema: pa.Schema) -> int:
-    """Streams ``rows`` (columns named and ordered as ``schema``) into the zstd Parquet file ``key``; their number."""
+def write(store: Store, key: str, pieces: Iterable[duckdb.DuckDBPyRelation], schema: pa.Schema) -> int:
+    """Streams ``pieces`` (columns named and ordered as ``schema``) into the zstd Parquet file ``key``; their rows."""
     count = 0
     with store.writing(key) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in rows.to_arrow_reader(_BATCH_ROWS):
-            writer.write_table(pa.Table.from_batches([batch]).cast(schema))
-            count += batch.num_rows
+        for table in _groups(batch for piece in pieces for batch in piece.to_arrow_reader(_GROUP_ROWS)):
+            writer.write_table(table.cast(schema))
+            count += table.num_rows
     return count
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """``batches`` cut anew: how DuckDB cuts them depends on the number of cores, and the file shall not."""
+    held: pa.Table | None = None
+    for batch in batches:
+        table = pa.Table.from_batches([batch])
+        held = table if held is None else pa.concat_tables([held, table])
+        while held.num_rows >= _GROUP_ROWS:
+            yield held.slice(0, _GROUP_ROWS).combine_chunks()
+            held = held.slice(_GROUP_ROWS)
+    if held is not None and held.num_rows:
+        yield held.combine_chunks()

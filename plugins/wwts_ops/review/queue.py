@@ -45,6 +45,6 @@ def route(store: Store, plan: Plan) -> int:
     with warehouse.connect() as con:
         warehouse.view(con, "tags", store, [shard.part("tags") for shard in done_shards(store, plan)], TAGS)
         warehouse.view(con, "planned", store, [planning.plan_key(plan.run_key)], PLAN)
-        waiting = warehouse.write(store, queue_key(plan), con.sql(_QUEUE), REVIEW_QUEUE)
+        waiting = warehouse.write(store, queue_key(plan), [con.sql(_QUEUE)], REVIEW_QUEUE)
     log.info("routed_to_review", run_id=plan.run_key, waiting=waiting)
     return waiting
