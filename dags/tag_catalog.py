@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import (
@@ -33,10 +33,11 @@ RETRIES = ExceptionRetryPolicy(
     ]
 )
 
+# Optional texts are null, not "": Airflow's form takes an empty text for a missing required one and refuses to start.
 FORM = {
-    "catalog": Param("", type="string", title="图库", description="文件夹或清单的路径；留空用默认图库"),
-    "date": Param("", type="string", title="日期", description="YYYY-MM-DD；留空为今天（按店铺时区）"),
-    "model_version": Param("", type="string", title="模型版本", description="版本号；留空用当前冠军模型"),
+    "catalog": Param(None, type=["null", "string"], title="图库", description="文件夹或清单的路径；留空用默认图库"),
+    "date": Param(None, type=["null", "string"], format="date", title="日期", description="留空为今天（按店铺时区）"),
+    "model_version": Param(None, type=["null", "string"], title="模型版本", description="版本号；留空用当前冠军模型"),
     "limit": Param(None, type=["null", "integer"], minimum=1, title="最多处理图片数", description="留空不限"),
     "dry_run": Param(default=False, type="boolean", title="仅预演", description="只说明会做什么，不写入任何内容"),
 }
@@ -50,7 +51,6 @@ FORM = {
     schedule=None
     if SETTINGS.schedule == "none"
     else CronPartitionTimetable(SETTINGS.schedule, timezone=SETTINGS.timezone, key_format="%Y-%m-%d"),
-    start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=SETTINGS.run_timeout_hours),
