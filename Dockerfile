@@ -2,7 +2,7 @@
 # One image for every service of docker-compose.yml but PostgreSQL.
 FROM python:3.11.14-slim-bookworm
 
-# CPU wheels of torch by default (0.2 GB instead of 3). For CUDA: --build-arg TORCH_INDEX=https://pypi.org/simple
+# CPU wheels of torch by default (0.2 GB instead of 3). For CUDA: --build-arg TORCH_INDEX=
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 # libgl1 and libglib2.0-0: opencv-python (not headless) loads them.
@@ -14,7 +14,7 @@ WORKDIR /opt/wwts
 COPY requirements.txt ./
 # The CPU build of torch has no use for the CUDA libraries that requirements.txt pins for the other one.
 RUN case "$TORCH_INDEX" in */cpu) sed -i -E '/^(nvidia-|cuda-|triton==)/d' requirements.txt ;; esac \
-    && pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" -r requirements.txt
+    && pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r requirements.txt
 
 COPY pyproject.toml README.md ./
 COPY plugins ./plugins

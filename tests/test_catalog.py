@@ -151,10 +151,15 @@ def test_unusable_catalog_is_told(load: Load, tmp_path: Path, name: str, data: b
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("uri", ["https://shop.example/list.csv", "ftp://x/y"])
+@pytest.mark.parametrize("uri", ["http://shop.example/list.csv", "ftp://x/y"])
 def test_catalog_of_an_unknown_scheme(load: Load, uri: str) -> None:
     with pytest.raises(WwtsError, match="not supported for a catalog"):
         load(uri)
+
+
+def test_a_folder_over_https_is_told(load: Load) -> None:
+    with pytest.raises(WwtsError, match=r"https://shop\.example/photos is no manifest"):
+        load("https://shop.example/photos")
 
 
 # --- manifests -------------------------------------------------------------------------------------------------------

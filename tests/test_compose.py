@@ -151,7 +151,11 @@ def test_the_gpu_scheduler_differs_in_its_device_only() -> None:
     assert differ == {"profiles", "image", "build", "environment", "deploy"}
     changed = {key for key, value in gpu["environment"].items() if cpu["environment"][key] != value}
     assert changed == {"WWTS_DEVICE"}
-    assert set(cpu["profiles"]).isdisjoint(gpu["profiles"])  # two schedulers would both run tasks
+    assert "profiles" not in cpu, "without a profile there must be a scheduler"
+    assert gpu["profiles"] == ["gpu"]
+    # Two schedulers would both run tasks: one can be switched off.
+    assert interpolated(cpu["deploy"]["replicas"], {}) == "1"
+    assert interpolated(cpu["deploy"]["replicas"], {"CPU_SCHEDULERS": "0"}) == "0"
 
 
 def test_the_night_ends_before_the_shop_opens(tmp_path: Path) -> None:

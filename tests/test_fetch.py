@@ -15,10 +15,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import duckdb
 import fsspec
 import pytest
 from conftest import S3Server
@@ -27,8 +29,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from wwts_ops import catalog
 from wwts_ops import settings as settings_module
-from wwts_ops.errors import WwtsError
+from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.fetch import ATTEMPTS, MAX_REDIRECTS, Address, Fetcher, check_uri, is_public
 from wwts_ops.images import Rejected
 from wwts_ops.settings import Settings
@@ -326,6 +329,11 @@ class Handler(BaseHTTPRequestHandler):
     def answer_photo(self, path: str) -> None:
         self.answer(200, PHOTO)
 
+    def answer_exports(self, path: str) -> None:
+        """A manifest with a relative uri; `query` says whether the signature came along."""
+        query = self.path.partition("?")[2]
+        self.answer(200, f"image_id,uri,title\n007,图/红 酒.jpg,{query}\n".encode())
+
     def answer_status(self, path: str) -> None:
         self.answer(int(path.rsplit("/", 1)[1]), b"oops")
 
@@ -490,6 +498,27 @@ def test_reads_over_https_under_the_name_of_the_host(web: Fetcher, shop: Shop) -
     assert shop.headers[0]["accept-encoding"] == "identity"
     assert web.read(shop.url("/b.jpg", CHINESE)) == PHOTO
     assert shop.headers[1]["host"] == f"{CHINESE_ASCII}:{shop.port}"
+
+
+def test_a_manifest_is_read_under_the_rules_for_images(
+    shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = ssl.create_default_context(cafile=shop.authority)
+    seams = partial(Fetcher, resolve=resolve, is_allowed=public_or_here, ssl_context=context)
+    monkeypatch.setattr(catalog, "Fetcher", seams)
+    found = make_settings(tmp_path, https_hosts=(f"{HOST}:{shop.port}",), catalog=shop.url("/exports/m.csv?sig=1"))
+    with duckdb.connect() as con:
+        source = catalog.load(con, found)
+        assert source.catalog == shop.url("/exports/m.csv"), "tonight's signature is no part of what the catalog is"
+        rows = con.execute("SELECT image_id, uri, title FROM catalog").fetchall()
+        assert rows == [("007", shop.url("/exports/图/红 酒.jpg"), "sig=1")]
+        assert not con.execute("FROM broken").fetchall()
+    for path, error in (("/status/404/m.csv", UnavailableError), ("/photo", WwtsError)):
+        with duckdb.connect() as con, pytest.raises(error):
+            catalog.load(con, found.model_copy(update={"catalog": shop.url(path)}))
+    elsewhere = found.model_copy(update={"catalog": "https://evil.example/m.csv"})
+    with duckdb.connect() as con, pytest.raises(WwtsError, match="not on WWTS_HTTPS_HOSTS"):
+        catalog.load(con, elsewhere)
 
 
 def test_many_threads_share_one_fetcher(web: Fetcher, shop: Shop) -> None:

@@ -1,4 +1,4 @@
-"""The catalog as DuckDB sees it tonight: a folder of images or a manifest, local or on ``s3://``.
+"""The catalog as DuckDB sees it tonight: a folder of images, or a manifest (that one also behind ``https://``).
 
 Every source becomes the relation ``raw`` (rows as they were found); SQL then finds the rows that cannot be used
 (``broken``, each with its line and reason) and shows the others as ``catalog``. Nothing is looped over row by row
@@ -28,6 +28,8 @@ import structlog
 
 from wwts_ops import manifests, schemas
 from wwts_ops.errors import UnavailableError, WwtsError
+from wwts_ops.fetch import Fetcher, check_uri
+from wwts_ops.images import Rejected
 from wwts_ops.manifests import FIELDS, MAX_ID_CHARS, batched, create_table, first_line, quoted
 from wwts_ops.settings import Settings
 from wwts_ops.storage import s3_options
@@ -40,6 +42,8 @@ IMAGE_SUFFIXES = frozenset(
     | {".svg"}
 )
 
+#: A manifest behind ``https://`` may be this large (some ten million rows) and take this long.
+_MANIFEST_BYTES, _MANIFEST_SECONDS = 2**30, 300.0
 _HASH = "hash({})"  # finds suspects only; a test makes all of them collide
 _BATCH = 65_536
 #: From this many folders of a bucket on, everything below their common one is listed, 1,000 keys a request.
@@ -123,6 +127,8 @@ def load(con: duckdb.DuckDBPyConnection, settings: Settings) -> Source:
     con.execute("SET TimeZone = 'UTC'")
     con.execute("CREATE TABLE broken (line BIGINT, image_id VARCHAR, reason VARCHAR)")
     name = _identity(given)
+    if name.startswith("https://"):
+        return _load_manifest(con, name, settings)
     if not name.startswith("s3://") and not os.path.exists(name):
         raise WwtsError(f"WWTS_CATALOG: {name} does not exist; check the path")
     is_manifest = manifests.suffix_of(name) and not os.path.isdir(name)
@@ -142,9 +148,16 @@ def check_unchanged(source: Source) -> None:
 def _identity(given: str) -> str:
     if "://" not in given:
         return os.path.abspath(os.path.expanduser(given))
+    if given.startswith("https://"):
+        # A signature in the query differs every night; the catalog is the same.
+        name = given.partition("?")[0]
+        if not manifests.suffix_of(name):
+            known = ", ".join(manifests.SUFFIXES)
+            raise WwtsError(f"WWTS_CATALOG: {name} is no manifest; over https:// only {known} can be read")
+        return name
     if not given.startswith("s3://"):
         scheme = given.partition("://")[0]
-        raise WwtsError(f"WWTS_CATALOG: {scheme}:// is not supported for a catalog; use a path or s3://")
+        raise WwtsError(f"WWTS_CATALOG: {scheme}:// is not supported for a catalog; use a path, s3:// or https://")
     return given.rstrip("/")
 
 
@@ -343,7 +356,7 @@ def _s3_told(name: str) -> Iterator[None]:
 
 
 def _load_manifest(con: duckdb.DuckDBPyConnection, name: str, settings: Settings) -> Source:
-    version = "" if name.startswith("s3://") else _version(name)
+    version = "" if "://" in name else _version(name)
     try:
         with _local_copy(name, settings) as path:
             read = manifests.read(con, path, name)
@@ -370,14 +383,30 @@ def _version(path: str) -> str:
 
 @contextmanager
 def _local_copy(name: str, settings: Settings) -> Iterator[Path]:
-    if not name.startswith("s3://"):
+    if "://" not in name:
         yield Path(name)
         return
     with tempfile.TemporaryDirectory(prefix="wwts-manifest-") as folder:
         path = Path(folder) / f"manifest{manifests.suffix_of(name)}"
-        with _s3_told(name):
-            _s3(settings).get_file(name, str(path))
+        if name.startswith("https://"):
+            path.write_bytes(_download(settings))
+        else:
+            with _s3_told(name):
+                _s3(settings).get_file(name, str(path))
         yield path
+
+
+def _download(settings: Settings) -> bytes:
+    """The manifest behind ``https://``, under the rules for images but with limits of its own."""
+    url = settings.catalog.strip()
+    if flaw := check_uri(url, settings):
+        raise WwtsError(f"WWTS_CATALOG: {flaw}")
+    limits = {"max_image_bytes": _MANIFEST_BYTES, "https_timeout": _MANIFEST_SECONDS}
+    with Fetcher(settings.model_copy(update=limits)) as fetcher:
+        try:
+            return fetcher.read(url)
+        except Rejected as rejected:
+            raise UnavailableError(f"WWTS_CATALOG: {rejected.detail}") from rejected
 
 
 def _root(name: str, settings: Settings) -> str:
@@ -480,7 +509,6 @@ def _prefix_checks(
     samples = {prefix: f"{prefix or root}/…" for (prefix,) in found}
     if all(sample.startswith("/") for sample in samples.values()):
         return ()
-    from wwts_ops.fetch import check_uri
 
     flaws = {prefix: check_uri(sample, settings) for prefix, sample in samples.items()}
     return tuple(

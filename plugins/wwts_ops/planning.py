@@ -61,6 +61,8 @@ _SPEED_RUNS, _SPEED_IMAGES = 7, 100
 _DIGEST_ROWS = 65_536
 _FINGERPRINT = ("size", "mtime", "etag")
 _HASH = "hash({})"  # finds suspects only; a test makes all of them collide
+#: A folder above the store may be called `uri=1`: that is no column of ours.
+_PLAIN = "hive_partitioning = false"
 _PART = re.compile(r"part-(?P<run_key>.+)-\d+\.parquet")
 
 
@@ -377,7 +379,7 @@ def _load_history(con: duckdb.DuckDBPyConnection, store: Store, history: _Histor
     con.execute("CREATE TABLE runs (sequence BIGINT, run_key VARCHAR, catalog VARCHAR, filename VARCHAR)")
     if paths:
         con.executemany("INSERT INTO runs VALUES (?, ?, ?, ?)", runs)  # Arrow would import pandas (40 MB)
-        scan = f"read_parquet([{', '.join(map(quoted, paths))}], filename = true, file_row_number = true)"
+        scan = f"read_parquet([{', '.join(map(quoted, paths))}], {_PLAIN}, filename = true, file_row_number = true)"
         con.execute(f"CREATE VIEW planned AS SELECT * FROM {scan} JOIN runs USING (filename)")
     else:
         create_table(con, "planned_rows", PLAN, [])
@@ -422,8 +424,8 @@ def _load_transient(con: duckdb.DuckDBPyConnection, store: Store, history: _Hist
     if paths:
         reasons = ", ".join(quoted(reason) for reason in sorted(TRANSIENT_REASONS))
         con.execute(
-            f"""INSERT INTO retry SELECT DISTINCT image_id, run_id FROM read_parquet([{", ".join(map(quoted, paths))}])
-            WHERE reason IN ({reasons})"""
+            f"""INSERT INTO retry SELECT DISTINCT image_id, run_id
+            FROM read_parquet([{", ".join(map(quoted, paths))}], {_PLAIN}) WHERE reason IN ({reasons})"""
         )
 
 

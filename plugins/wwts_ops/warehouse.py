@@ -37,8 +37,7 @@ def view(con: duckdb.DuckDBPyConnection, name: str, store: Store, keys: Iterable
     if not paths:
         con.register(name, schema.empty_table())
     elif store.is_local and not _PATTERN.intersection(store.root):
-        # A folder above the store may be called `source=oss`: that is no column of ours.
-        con.read_parquet(paths, hive_partitioning=False).create_view(name)
+        con.read_parquet(paths).create_view(name)
     else:
         # DuckDB's S3 reader would be a download at run time, and it takes some path characters for patterns.
         bare = [path.removeprefix("s3://") for path in paths]
