@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.baseline import OneAtATime
+from eval.memory import peak_memory_mb
 from wwts_ops import demo, images, logs, planning, registry, settings, tagging, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.planning import Pin, Request
@@ -107,10 +107,8 @@ def memory(context: typer.Context, small: int = 1_000, large: int = 20_000) -> N
 def one_shard(context: typer.Context, count: int) -> None:
     """Tags one shard and prints this process's peak memory."""
     with _bench(context.obj, _SMALL, count, "all") as bench:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         bench.pipeline()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"before_mb": round(before), "peak_mb": round(peak)}))  # noqa: T201
+    print(json.dumps({"peak_mb": peak_memory_mb()}))  # noqa: T201
 
 
 @app.command()

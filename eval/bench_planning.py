@@ -17,6 +17,8 @@ from pathlib import Path
 
 import duckdb
 
+from eval.memory import peak_memory_mb
+
 HOST = "img.shop.example"
 #: One image in this many was not there the night before.
 NEW = 1000
@@ -79,7 +81,8 @@ def _child(action: str, store: Path, manifest: Path) -> tuple[dict[str, float], 
     if process.returncode:
         raise SystemExit(f"{action} failed with exit code {process.returncode}")
     cpu = usage.ru_utime + usage.ru_stime
-    return json.loads(out), time.perf_counter() - started, cpu, usage.ru_maxrss / 1024
+    told = json.loads(out)
+    return told, time.perf_counter() - started, cpu, told["peak_mb"]
 
 
 def _act(action: str, folder: str, manifest: str) -> None:
@@ -94,7 +97,7 @@ def _act(action: str, folder: str, manifest: str) -> None:
     if action == "commit":
         planning.commit(store, proposal)
         store.write_json(planning.done_key(proposal.plan.run_key), {"images": 0, "images_per_second": 0.0})
-    print(json.dumps({"seconds": seconds, "images": proposal.plan.images}))  # noqa: T201
+    print(json.dumps({"seconds": seconds, "images": proposal.plan.images, "peak_mb": peak_memory_mb()}))  # noqa: T201
 
 
 if __name__ == "__main__":

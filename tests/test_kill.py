@@ -239,9 +239,7 @@ def test_two_at_once_and_both_are_killed(shop: Shop, context: multiprocessing.co
     _check(shop, store)
 
 
-def test_two_whole_nights_at_once_do_not_double(
-    shop: Shop, context: multiprocessing.context.ForkServerContext
-) -> None:
+def test_two_whole_nights_at_once_do_not_double(shop: Shop, context: multiprocessing.context.ForkServerContext) -> None:
     store = shop.store("twins")
     twins = [_start(context, shop, store, at=0) for _ in range(2)]
     assert [_end(process) for process in twins] == [0, 0]

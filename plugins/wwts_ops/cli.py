@@ -274,15 +274,14 @@ def set_label(
 
 
 def _edit(changes: dict[str, Label]) -> None:
-    import getpass
-
     from wwts_ops import taxonomy
+    from wwts_ops.provenance import user
     from wwts_ops.storage import Store
 
     found = _settings()
     store = Store.of(found)
     taxonomy.ensure(store, found.forced_review)
-    after = taxonomy.edit(store, getpass.getuser(), changes)
+    after = taxonomy.edit(store, user(), changes)
     out.print(f"Taxonomy {after.version} is in force; the next run uses it.")
 
 

@@ -175,7 +175,9 @@ def _read_parquet(con: duckdb.DuckDBPyConnection, path: Path, name: str) -> Read
             source = Path(folder) / "manifest.parquet"
             source.symlink_to(path)
         # By default DuckDB takes statistics, which leave NaN out, for a proof that there is none (duckdb#25521).
-        scan = f"read_parquet({quoted(str(source))}, file_row_number = true, can_have_nan = true, hive_partitioning = false)"
+        # And a folder called `category=x` for a column.
+        options = "file_row_number = true, can_have_nan = true, hive_partitioning = false"
+        scan = f"read_parquet({quoted(str(source))}, {options})"
         try:
             types = {row[0]: row[1] for row in con.execute(f"DESCRIBE SELECT * FROM {scan}").fetchall()}
             places = _places(list(types), name)

@@ -1,7 +1,8 @@
-"""Which code made a row: the commit, recorded with every tag and model version."""
+"""Which code and who made something: recorded with tags, model versions and acts."""
 
 from __future__ import annotations
 
+import getpass
 import os
 import subprocess
 from functools import cache
@@ -26,3 +27,11 @@ def git_sha() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None  # no git on this machine: the row says so by having no commit
     return done.stdout.strip() or None
+
+
+def user() -> str:
+    """Who runs this process, for records of what was decided."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name; OSError from Python 3.13 on
+        return f"uid {os.getuid()}"

@@ -6,10 +6,8 @@ publishing twice gives the same snapshot, and of two publishers at once none los
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
-import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from wwts_ops import planning, warehouse
 from wwts_ops.errors import UnavailableError
 from wwts_ops.images import TRANSIENT_REASONS
 from wwts_ops.planning import Plan
+from wwts_ops.provenance import user
 from wwts_ops.published import POINTER
 from wwts_ops.schemas import PUBLISHED, QUARANTINE, TAGS
 from wwts_ops.settings import Settings
@@ -118,20 +117,13 @@ def record_release(store: Store, settings: Settings) -> None:
             "release": settings.release,
             "before": before,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "by": f"{_user()}@{socket.gethostname()}",
+            "by": f"{user()}@{socket.gethostname()}",
         }
         # Of two that record the same act at once, one does.
         if store.create(f"releases/{len(keys) + 1:06d}.json", json.dumps(act, ensure_ascii=False).encode()):
             log.info("release_recorded", **act)
             return
     raise UnavailableError("Others switch WWTS_RELEASE at this moment; agree on one and run the task again.")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's number without a name; OSError from Python 3.13 on
-        return f"uid {os.getuid()}"
 
 
 def _inputs(store: Store, release: str) -> _Inputs:

@@ -146,6 +146,10 @@ class _Tally:
         }
 
 
+class _DoneMeanwhileError(Exception):
+    """Leaves the blocks that would publish this shard's parts."""
+
+
 def tag(store: Store, settings: Settings, shard: Shard, machine: Callable[[], Machine]) -> Row:
     """Tags one shard, unless it is done, and returns what its done-marker says.
 
@@ -166,7 +170,10 @@ def tag(store: Store, settings: Settings, shard: Shard, machine: Callable[[], Ma
         return store.read_json(shard.marker)
     started = time.perf_counter()
     log.info("shard_started", run_id=shard.plan.run_key, shard=shard.number)
-    result = _tag(store, settings, shard, machine())
+    try:
+        result = _tag(store, settings, shard, machine())
+    except _DoneMeanwhileError:
+        return store.read_json(shard.marker)
     done = {**result, "seconds": round(time.perf_counter() - started, 3)}
     store.write_json(shard.marker, done)
     log.info("shard_done", run_id=shard.plan.run_key, shard=shard.number, **done)
@@ -189,6 +196,9 @@ def _tag(store: Store, settings: Settings, shard: Shard, machine: Machine) -> Ro
             done = tally.counts["tagged"] + tally.counts["quarantined"]
             log.info("shard_progress", run_id=plan.run_key, shard=shard.number, done=done, of=table.num_rows)
         thumbnails.wait()
+        if store.exists(shard.marker):
+            # Another starter was faster. Its parts stay: where a server answered only one of us, ours differ.
+            raise _DoneMeanwhileError
     return {"images": table.num_rows, **tally.to_marker()}
 
 
