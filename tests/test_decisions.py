@@ -111,11 +111,12 @@ def test_no_more_tags_than_asked_for_or_there_are(top: int, kept: int) -> None:
     assert len(decide([STRAWBERRY, RIFLE, TOY_GUN], [0.5, 0.3, 0.2], top=top).tags) == kept
 
 
-def test_a_label_that_the_taxonomy_lacks_goes_by_its_id() -> None:
+def test_a_label_that_the_taxonomy_lacks_goes_by_its_id_to_review() -> None:
     decider = Decider(("t:new",), np.array([0.5], np.float32), Taxonomy("t1", ()), 5)
     [decision] = decider(np.array([[0.75]], np.float32))
     assert [(tag.label_id, tag.label_zh) for tag in decision.tags] == [("t:new", "t:new")]
     assert decision.category_path == ""
+    assert (decision.decision, decision.reason) == ("review", "unlisted_label")
 
 
 def test_no_rows() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from wwts_ops.taxonomy import Label, Taxonomy
 
 AUTO, REVIEW, FORCED_REVIEW = "auto", "review", "forced_review"
-CONFIDENT, LOW_CONFIDENCE = "confident", "low_confidence"
+CONFIDENT, LOW_CONFIDENCE, UNLISTED_LABEL = "confident", "low_confidence", "unlisted_label"
 
 Array = np.ndarray[Any, Any]
 
@@ -33,7 +33,7 @@ class Decision:
         tags: enabled labels, best first; empty when every label is switched off.
         category_path: of the first tag.
         decision: ``auto``, ``review`` or ``forced_review``.
-        reason: ``confident``, ``low_confidence``, ``forced_label`` or ``forced_category:<path>``, followed by
+        reason: ``confident``, ``low_confidence``, ``unlisted_label``, ``forced_label`` or ``forced_category:<path>``, followed by
             ``;skipped_off:<label_id>`` when the best label is switched off.
     """
 
@@ -50,7 +50,7 @@ class Decider:
     Attributes:
         label_ids: the label of each score.
         thresholds: ``float32 [labels]``.
-        taxonomy: names, paths, forced and switched-off labels; a label it lacks goes by its id.
+        taxonomy: names, paths, forced and switched-off labels; a label it lacks goes by its id, to review.
         top_k: tags kept.
     """
 
@@ -92,6 +92,9 @@ class Decider:
         path, forced = self._labels[first].category_path, self._forced[first]
         if forced:
             return Decision(tags, path, FORCED_REVIEW, forced + suffix)
+        if self.label_ids[first] not in self.taxonomy.by_id:
+            # A name and its rules are missing: nobody decided that it may go live.
+            return Decision(tags, path, REVIEW, UNLISTED_LABEL + suffix)
         if scores[first] >= self.thresholds[first]:
             return Decision(tags, path, AUTO, CONFIDENT + suffix)
         return Decision(tags, path, REVIEW, LOW_CONFIDENCE + suffix)

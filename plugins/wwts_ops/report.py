@@ -542,6 +542,7 @@ def _why(picture: Picture) -> str:
     sentences = {
         "confident": "置信度达标",
         "low_confidence": "置信度不足",
+        "unlisted_label": "标签体系里没有这个标签",
         "forced_label": "该标签规定必须人工审核",
         "forced_category": f"「{_text(path, 40)}」类目规定必须人工审核",
     }
