@@ -127,6 +127,20 @@ def test_shadow_and_live_are_recorded_once_each(nights: Nights) -> None:
         assert act["by"].startswith(f"{getpass.getuser()}@")
 
 
+def test_a_run_without_the_setting_leaves_the_shop_as_it_is(nights: Nights) -> None:
+    nights.night({"a": "1"}, {"a": auto("红酒")})
+    for release, expected in (
+        (None, ("pending", None)),
+        ("live", ("live", "红酒")),
+        (None, ("live", "红酒")),
+        ("shadow", ("pending", None)),
+        (None, ("pending", None)),
+    ):
+        go(nights, release)
+        assert states(nights) == {"a": expected}
+    assert len(nights.store.list("releases")) == 3
+
+
 def test_a_release_is_recorded_by_a_user_without_a_name(nights: Nights) -> None:
     nights.night({"a": "1"}, {"a": auto("红酒")})
     if os.getuid() != 0:

@@ -35,7 +35,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert found.resolved_tracking_uri == f"sqlite:///{tmp_path}/.wwts/store.state/mlflow.db"
     assert (found.timezone, found.model_name, found.device) == ("Asia/Shanghai", "wwts-tagger", "auto")
     # What is not asked for is not done: nothing goes live, and no web host is fetched from.
-    assert (found.release, found.https_hosts) == ("shadow", ())
+    assert (found.release, found.https_hosts) == (None, ())
 
 
 def test_no_default_holds_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

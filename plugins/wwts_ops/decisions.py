@@ -33,8 +33,8 @@ class Decision:
         tags: enabled labels, best first; empty when every label is switched off.
         category_path: of the first tag.
         decision: ``auto``, ``review`` or ``forced_review``.
-        reason: ``confident``, ``low_confidence``, ``unlisted_label``, ``forced_label`` or ``forced_category:<path>``, followed by
-            ``;skipped_off:<label_id>`` when the best label is switched off.
+        reason: ``confident``, ``low_confidence``, ``unlisted_label``, ``forced_label`` or ``forced_category:<path>``,
+            followed by ``;skipped_off:<label_id>`` when the best label is switched off.
     """
 
     tags: tuple[Tag, ...]

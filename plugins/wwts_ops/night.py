@@ -164,7 +164,7 @@ def finish(settings: Settings, run_keys: Iterable[str]) -> None:
     """
     store = Store.of(settings)
     run_keys = list(run_keys)
-    if not publish.is_current(store, settings.release):
+    if not publish.is_current(store):
         # Another process finished a shard after this one had published; it may be gone by now.
         publish_tags(settings)
         route_to_review(settings, run_keys)

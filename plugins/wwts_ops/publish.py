@@ -30,6 +30,7 @@ from wwts_ops.tagging import Shard
 log = structlog.get_logger(__name__)
 
 _ATTEMPTS = 5
+SHADOW = "shadow"
 #: Rows sorted at once: about 200 MB.
 _SORTED_ROWS = 100_000
 
@@ -80,10 +81,10 @@ def publish(store: Store, settings: Settings) -> dict[str, Any] | None:
     Raises:
         UnavailableError: when other publishers were faster five times in a row.
     """
-    record_release(store, settings)
+    release = record_release(store, settings)
     for _ in range(_ATTEMPTS):
         pointer = store.read_pointer(POINTER)
-        inputs = _inputs(store, settings.release)
+        inputs = _inputs(store, release)
         if not inputs.plans:
             return None
         if pointer is not None and pointer.value["snapshot"] == inputs.snapshot:
@@ -95,35 +96,46 @@ def publish(store: Store, settings: Settings) -> dict[str, Any] | None:
     raise UnavailableError("Other publishers moved the pointer five times meanwhile; run the task again.")
 
 
-def is_current(store: Store, release: str) -> bool:
+def is_current(store: Store) -> bool:
     """Whether consumers read all that done shards found; not when another process has just finished one more."""
     pointer = store.read_pointer(POINTER)
-    inputs = _inputs(store, release)
+    inputs = _inputs(store, _last_release(store) or SHADOW)
     return not inputs.plans or (pointer is not None and pointer.value["snapshot"] == inputs.snapshot)
 
 
-def record_release(store: Store, settings: Settings) -> None:
+def record_release(store: Store, settings: Settings) -> str:
     """Writes down that the shop went live, or back to shadow: who, when, from what.
+
+    A process without ``WWTS_RELEASE`` changes nothing: a run by hand in a bare shell must not take a shop offline.
+
+    Returns:
+        ``shadow`` or ``live``: what is in force now.
 
     Raises:
         UnavailableError: when others record releases as fast as this one.
     """
     for _ in range(_ATTEMPTS):
-        keys = store.list("releases", ".json")
-        before = store.read_json(keys[-1])["release"] if keys else None
-        if before == settings.release:
-            return
+        number = len(store.list("releases", ".json")) + 1
+        before = _last_release(store)
+        release = settings.release or before or SHADOW
+        if before == release:
+            return release
         act = {
-            "release": settings.release,
+            "release": release,
             "before": before,
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "by": f"{user()}@{socket.gethostname()}",
         }
         # Of two that record the same act at once, one does.
-        if store.create(f"releases/{len(keys) + 1:06d}.json", json.dumps(act, ensure_ascii=False).encode()):
+        if store.create(f"releases/{number:06d}.json", json.dumps(act, ensure_ascii=False).encode()):
             log.info("release_recorded", **act)
-            return
+            return release
     raise UnavailableError("Others switch WWTS_RELEASE at this moment; agree on one and run the task again.")
+
+
+def _last_release(store: Store) -> str | None:
+    keys = store.list("releases", ".json")
+    return str(store.read_json(keys[-1])["release"]) if keys else None
 
 
 def _inputs(store: Store, release: str) -> _Inputs:

@@ -225,7 +225,7 @@ def build(store: Store, settings: Settings, date: date) -> str:
     """
     report = replace(gather(store, date), timezone=settings.timezone)
     if report.published is None:
-        report = replace(report, release=settings.release)
+        report = replace(report, release=settings.release or "shadow")
     key = f"reports/date={date.isoformat()}/index.html"
     store.write_bytes(key, render(report).encode())
     return key

@@ -45,8 +45,10 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     timezone: str = Field("Asia/Shanghai", description="IANA name; a night's date is today's there")
     model_name: str = Field("wwts-tagger", pattern=r"^[\w.-]+$", description="registered model in MLflow")
-    release: Literal["shadow", "live"] = Field(
-        "shadow", description="shadow: everything is computed, nothing is live; live: auto tags are"
+    release: Literal["shadow", "live"] | None = Field(
+        None,
+        description="shadow: everything is computed, nothing is live; live: auto tags are; "
+        "default: as it was last set for this store, at first shadow",
     )
     thumbnails: Literal["all", "review", "none"] = Field("all", description="which images get a 320 px thumbnail")
     reviewers: CommaList = Field((), description="Airflow users who may answer")
