@@ -37,7 +37,9 @@ RETRIES = ExceptionRetryPolicy(
 FORM = {
     "catalog": Param(None, type=["null", "string"], title="图库", description="文件夹或清单的路径；留空用默认图库"),
     "date": Param(None, type=["null", "string"], format="date", title="日期", description="留空为今天（按店铺时区）"),
-    "model_version": Param(None, type=["null", "string"], title="模型版本", description="版本号；留空用当前冠军模型"),
+    "model_version": Param(
+        None, type=["null", "string"], title="模型版本", description="留空用当前启用的模型（champion）"
+    ),
     "limit": Param(None, type=["null", "integer"], minimum=1, title="最多处理图片数", description="留空不限"),
     "dry_run": Param(default=False, type="boolean", title="仅预演", description="只说明会做什么，不写入任何内容"),
 }

@@ -326,10 +326,10 @@ def test_recognize_tells_a_person_what_is_there(night: FinishedNight, tmp_path: 
     assert f"{tmp_path}：无法识别（这是文件夹，不是图片）" in run.err
     assert str(coffee) in run.out
     assert str(cat) in run.out
-    assert run.out.count("主体：") == 2
+    assert run.out.count("首选标签：") == 2
     tagged = {row["image_id"]: row for row in rows(night, "tags")}
     row = tagged[NAMES["skimage/data/coffee.png"]]
-    assert f"主体：{row['label_zh']}（{row['confidence']:.1%}" in run.out
+    assert f"首选标签：{row['label_zh']}（{row['confidence']:.1%}" in run.out
 
 
 def test_recognize_tells_machines_the_same_as_the_night(night: FinishedNight, tmp_path: Path) -> None:

@@ -217,6 +217,6 @@ def test_an_unknown_model_version_is_refused_before_anything_is_planned(prepared
 
 def test_a_night_without_one_finished_shard_does_not_say_that_nothing_was_new() -> None:
     told = summary.night({"planned": 5, "report": "页"})
-    assert "没有一张图片打标完成" in told
+    assert "没有图片完成打标" in told
     assert "没有新图片" not in told
     assert "没有新图片" in summary.night({"planned": 0, "report": "页"})

@@ -73,7 +73,7 @@ def _run(command: str, folder: Path) -> str:
 
 
 def test_make_demo_tells_what_the_readme_says(demo_night: str, shop: Path) -> None:
-    for words in ("今夜打标结果", "自动通过", "待审核", "强制审核", "重复内容", "隔离", "每秒", "标签数据", "日报"):
+    for words in ("本次打标结果", "自动通过", "待审核", "强制审核", "重复内容", "隔离", "每秒", "标签数据", "日报"):
         assert words in demo_night
     page = re.search(r"日报\s+(\S+index\.html)", demo_night)
     assert page

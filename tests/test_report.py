@@ -172,8 +172,8 @@ def test_forced_reviews_show_every_reason(store: Store) -> None:
     assert len(found) == 12
     assert "刀" in {picture.image_id for picture in found}
     text = Page(page_of(store)).text
-    assert "「饮料 > 酒类」类目规定必须人工审核" in text
-    assert "该标签规定必须人工审核" in text
+    assert "按规定，“饮料 > 酒类”类目必须人工审核" in text
+    assert "按规定，该标签必须人工审核" in text
 
 
 def test_quarantine_has_chinese_reasons_and_five_examples(store: Store) -> None:
@@ -255,7 +255,7 @@ def test_run_that_has_not_finished_a_shard_is_no_quiet_night(store: Store) -> No
 def test_night_of_broken_files_only(store: Store) -> None:
     report_store.write(store, Night(1, [], BAD))
     page = Page(page_of(store))
-    assert "没有一张能打上标签；另有 11 张读不出来" in page.text
+    assert "全部无法处理，已隔离" in page.text
     assert not page.all("figure")
 
 
@@ -267,20 +267,20 @@ def test_image_without_any_label(store: Store) -> None:
     assert (found.unscored, found.labels, sum(split.total for split in found.bins)) == (1, (), 0)
     name = {label.label_id: label.label_zh for label in taxonomy.embedded_labels()}["imagenet:n03063599"]
     text = Page(page_of(store)).text
-    assert f"首选标签「{name}」已停用" in text
+    assert f"首选标签“{name}”已停用" in text
     assert "没有可用的标签" in text
 
 
 def test_published_state_and_release(store: Store) -> None:
     report_store.write(store, Night(1, ROWS[:9]))
-    assert "影子运行 · 尚未上线" in page_of(store)
-    assert "影子运行" not in page_of(store, release="live")
+    assert "试运行 · 标签不上线" in page_of(store)
+    assert "试运行" not in page_of(store, release="live")
     report_store.publish(store, "live", 123_456, 78)
     found = report.gather(store, DATE)
     assert found.published == report.Published("s000007-2026-03-08", 123_534, 123_456, 78)
     # What is published decides, not what the setting would have the next night do.
     page = page_of(store, release="shadow")
-    assert "影子运行" not in page
+    assert "试运行" not in page
     assert "12.3 万" in page
     assert "共收录 123,534 张" in page
 

@@ -206,10 +206,10 @@ def _print_recognition(path: Path, found: Recognition, as_json: bool) -> None:  
         out.print(f"{path}：所有标签都已停用", markup=False)
         return
     first_tag = decision.tags[0]
-    names = {"auto": "自动通过", "review": "需要人工确认", "forced_review": "必须人工审核"}
+    names = {"auto": "自动通过", "review": "待审核", "forced_review": "强制审核"}
     out.print(f"{path}", style="bold", markup=False)
-    out.print(f"  主体：{first_tag.label_zh}（{first_tag.score:.1%}，{names[decision.decision]}）", markup=False)
-    out.print(f"  类目：{decision.category_path or '未分类'}", markup=False)
+    out.print(f"  首选标签：{first_tag.label_zh}（{first_tag.score:.1%}，{names[decision.decision]}）", markup=False)
+    out.print(f"  类目：{decision.category_path or '未归类'}", markup=False)
     for tag in decision.tags:
         out.print(f"  {tag.score:6.1%}  {tag.label_zh}", markup=False)
 

@@ -115,7 +115,7 @@ class Follower:
         self._errors.append(event["reason"])
 
     def _on_registering_embedded_default(self, event: Event) -> None:
-        self.phase(f"首次运行：正在登记内置模型 {event['model']}…")
+        self.phase(f"首次运行：正在注册内置模型 {event['model']}…")
 
     def _on_planned(self, event: Event) -> None:
         self._planned, self._total = event, int(event["images"])

@@ -37,7 +37,7 @@ _PHOTOS = {
     "skimage/data/rocket.jpg": "图书/火箭发射",
     "sklearn/datasets/images/china.jpg": "旅游/颐和园",
     "sklearn/datasets/images/flower.jpg": "鲜花/大丽花",
-    "matplotlib/mpl-data/sample_data/grace_hopper.jpg": "人物/葛丽丝·霍普",
+    "matplotlib/mpl-data/sample_data/grace_hopper.jpg": "人物/格蕾丝·霍珀",
 }
 _CROPS = 20
 _COPIES = 15

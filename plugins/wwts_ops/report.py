@@ -543,11 +543,11 @@ def _why(picture: Picture) -> str:
         "confident": "置信度达标",
         "low_confidence": "置信度不足",
         "unlisted_label": "标签体系里没有这个标签",
-        "forced_label": "该标签规定必须人工审核",
-        "forced_category": f"「{_text(path, 40)}」类目规定必须人工审核",
+        "forced_label": "按规定，该标签必须人工审核",
+        "forced_category": f"按规定，“{_text(path, 40)}”类目必须人工审核",
     }
     sentence = sentences.get(kind, _text(picture.reason, 40))
-    return f"{sentence}（首选标签「{_text(picture.skipped, 30)}」已停用）" if picture.skipped else sentence
+    return f"{sentence}（首选标签“{_text(picture.skipped, 30)}”已停用）" if picture.skipped else sentence
 
 
 def _data_uri(jpeg: bytes) -> str:

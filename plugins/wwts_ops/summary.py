@@ -14,7 +14,7 @@ def planned(event: Mapping[str, Any]) -> str:
     extras = (
         ("carried_over", "张顺延到下一晚"),
         ("delisted", "张已下架"),
-        ("broken_rows", "行清单有误"),
+        ("broken_rows", "条记录有误"),
         ("skipped", "个非图片文件未处理"),
     )
     parts = [f"{event[name]:,} {words}" for name, words in extras if event.get(name)]
@@ -24,26 +24,26 @@ def planned(event: Mapping[str, Any]) -> str:
 def night(event: Mapping[str, Any]) -> str:
     """A few lines: what the night did, and where it lies."""
     images = event.get("images", 0)
-    lines = ["", "今夜打标结果"]
+    lines = ["", "本次打标结果"]
     if images:
         lines += [
             f"  图片        {images:,} 张",
             f"  自动通过    {event['auto']:,}",
             f"  待审核      {event['review']:,}",
             f"  强制审核    {event['forced_review']:,}",
-            f"  重复内容    {event['duplicates']:,}（不再计算，直接沿用）",
+            f"  重复内容    {event['duplicates']:,}（沿用已有结果）",
             f"  隔离        {event['quarantined']:,}{_reasons(event['reasons'])}",
             f"  速度        每秒 {event['images_per_second']:,} 张",
         ]
     else:
-        lines.append("  没有一张图片打标完成" if event.get("planned") else "  没有新图片，无需打标")
-    extras = (("carried_over", "顺延"), ("delisted", "下架"), ("broken_rows", "清单错误行"))
-    lines += [f"  {words:　<5} {event[name]:,}" for name, words in extras if event.get(name)]
+        lines.append("  没有图片完成打标" if event.get("planned") else "  没有新图片，无需打标")
+    extras = (("carried_over", "顺延"), ("delisted", "下架"), ("broken_rows", "有误记录"))
+    lines += [f"  {words:　<5}  {event[name]:,}" for name, words in extras if event.get(name)]
     if event.get("published"):
-        release = "正式上线" if event["published_release"] == "live" else "影子运行，尚未上线"
+        release = "正式运行" if event["published_release"] == "live" else "试运行，标签不上线"
         lines.append(
-            f"  已发布      {event['published_rows']:,} 张（生效 {event['published_live']:,}，"
-            f"待定 {event['published_pending']:,}；{release}）"
+            f"  已发布      {event['published_rows']:,} 张（已上线 {event['published_live']:,}，"
+            f"待上线 {event['published_pending']:,}；{release}）"
         )
         lines.append(f"  标签数据    {event['published']}")
     lines.append(f"  日报        {event['report']}")
