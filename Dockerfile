@@ -26,6 +26,10 @@ RUN pip install --no-cache-dir --no-deps --editable . \
     && useradd --uid 10001 --create-home --home-dir /home/wwts wwts \
     && install --directory --owner=wwts --group=wwts /data /mlflow /airflow
 
+# Every tag says which commit made it; the image has no .git to ask.
+ARG GIT_SHA=
+ENV WWTS_GIT_SHA=$GIT_SHA
+
 USER wwts
 ENV AIRFLOW_HOME=/airflow \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/wwts/dags \

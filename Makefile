@@ -48,4 +48,4 @@ lock: ## Write requirements.txt anew from pyproject.toml
 	  --extra worker --extra demo --extra dev --output-file requirements.txt pyproject.toml
 
 clean: ## Remove .venv and what the demo made
-	rm -rf $(VENV) .wwts
+	rm -rf $(VENV) .wwts/demo

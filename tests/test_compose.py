@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from wwts_ops import watchdog
+from wwts_ops.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -143,6 +144,14 @@ def test_what_the_dockerfile_copies_is_not_ignored() -> None:
     copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     allowed = {rule[1:] for rule in (ROOT / ".dockerignore").read_text().splitlines() if rule.startswith("!")}
     assert {name.removeprefix("./") for line in copied for name in line.split()} == allowed
+
+
+def test_every_setting_reaches_the_services() -> None:
+    """What a person writes into .env must not be left at the door."""
+    names = {f"WWTS_{name}".upper() for name, field in Settings.model_fields.items() if field.validation_alias is None}
+    passed = SERVICES["scheduler"]["environment"]
+    assert names <= passed.keys()
+    assert passed["WWTS_RELEASE"] is None, "unset, a shop stays as live as it was"
 
 
 def test_the_gpu_scheduler_differs_in_its_device_only() -> None:

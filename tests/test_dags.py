@@ -106,7 +106,7 @@ def test_defaults_of_the_night(usual: dict[str, Any]) -> None:
     assert dag["tags"] == ["wwts"]
     assert dag["catchup"] is False
     assert dag["max_active_runs"] == 1
-    assert dag["timeout_hours"] == 5
+    assert dag["timeout_hours"] == 12
     assert dag["tasks"]["tag_shard"]["pool"] == "wwts_gpu"
 
 

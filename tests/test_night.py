@@ -117,6 +117,16 @@ def test_a_dry_run_writes_nothing(prepared: Callable[..., Settings], tmp_path: P
     assert contents(tmp_path / "store") == before
 
 
+def test_a_dry_run_of_a_new_shop_registers_nothing(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+    catalog = tmp_path / "catalog"
+    catalog.mkdir()
+    (catalog / "a.jpg").write_bytes(b"x")
+    found = make_settings(catalog=str(catalog))
+    assert stages.plan(found, Order(DAY, dry_run=True), EXECUTOR) is None
+    assert not Path(found.store).exists()
+    assert not list(found.state_dir.rglob("mlflow.db"))
+
+
 def test_a_whole_night(prepared: Callable[..., Settings]) -> None:
     found = prepared(release="live")
     night = planned(found)

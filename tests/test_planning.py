@@ -216,6 +216,21 @@ def test_a_part_of_the_catalog_delists_nothing(shop: Shop, more: dict[str, Any])
     assert shop.propose(**more).is_empty
 
 
+def test_an_image_that_another_catalog_gave_again_is_still_delisted_by_its_own(shop: Shop) -> None:
+    shop.list({f"{n}": "1" for n in range(10)})
+    shop.night()
+    shop.list({"7": "2"}, "fixed.csv")
+    fixed = str(shop.folder / "fixed.csv")
+    assert found(shop.night(catalog=fixed, catalog_mode="delta")) == ["7"]
+    shop.list({**{f"{n}": "1" for n in range(10) if n != 7}})
+    gone = shop.night()
+    assert (found(gone), found(gone, "delist")) == ([], ["7"])
+    # From now on it is nobody's: not delisted twice, and new again when it comes back.
+    assert shop.propose().is_empty
+    shop.list({f"{n}": "1" for n in range(10)})
+    assert found(shop.propose()) == ["7"]
+
+
 def test_another_catalog_delists_nothing(shop: Shop) -> None:
     shop.list(TEN)
     shop.night()
@@ -299,6 +314,20 @@ def test_deadline(shop: Shop, monkeypatch: pytest.MonkeyPatch, now: datetime, fi
     plan = shop.propose(**more).plan
     assert (plan.images, plan.carried_over) == (fits, 100 - fits)
     assert shop.propose(limit=5, **more).plan.images == 5
+
+
+def test_what_earlier_nights_left_undone_takes_its_time_first(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime(2026, 1, 2, 2, 0, 0, tzinfo=ZoneInfo("Asia/Shanghai"))
+    monkeypatch.setattr(Settings, "now", lambda self: now)
+    shop.list({f"{n:03}": "1" for n in range(40)})
+    first = planning.commit(shop.store, shop.propose(shard_size=10))
+    assert first is not None
+    shop.store.write_json(f"runs/{first.run_key}/shard-00002.json", {"images": 10})
+    shop.list({f"{n:03}": "1" for n in range(140)})
+    more = {"deadline": time(3, 0), "shard_size": 10, "images_per_second": 1 / 60}
+    # An hour holds 60 images at one a minute; 30 of the first plan are left.
+    assert shop.propose(**more).plan.images == 30
+    assert shop.propose(**more | {"deadline": time(2, 20)}).plan.images == 0, "20 minutes do not even hold the rest"
 
 
 def test_speed_is_learned_from_the_last_large_runs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,6 +164,19 @@ def test_first_levels(synset: str, first: str) -> None:
     assert BY_ID[f"imagenet:{synset}"].category_path.split(" > ")[0] == first
 
 
+def test_a_file_of_names_lifts_no_rule() -> None:
+    before = {"t:a": Label("t:a", "旧名", forced_review=True), "t:b": Label("t:b", "乙", enabled=False)}
+    columns = "label_id,label_zh,label_en,synonyms_zh,category_path"
+    data = f"{columns}\nt:a,新名,,,\nt:b,乙,,,\nt:c,丙,,,\n".encode()
+    flags = {
+        label.label_id: (label.label_zh, label.forced_review, label.enabled)
+        for label in taxonomy.from_csv(data, before)
+    }
+    assert flags == {"t:a": ("新名", True, True), "t:b": ("乙", False, False), "t:c": ("丙", False, True)}
+    lifted = f"{columns},forced_review,enabled\nt:a,旧名,,,,false,\n".encode()
+    assert taxonomy.from_csv(lifted, before) == (Label("t:a", "旧名"),)
+
+
 @pytest.mark.parametrize(("category", "synset"), [(path, one) for path, many in FORCED.items() for one in many])
 def test_the_default_categories_catch(category: str, synset: str) -> None:
     assert taxonomy.embedded(DEFAULT_FORCED).forced_reason(f"imagenet:{synset}") == f"forced_category:{category}"

@@ -169,7 +169,7 @@ def _recognizer(found: Settings) -> Recognizer:
     model = registry.champion(found) if registry.exists(found) else None
     tagger = registry.fetch(found, model) if model else registry.embedded(found)
     names = taxonomy.current(Store.of(found)) or taxonomy.embedded(found.forced_review)
-    return Recognizer(tagger, names, found.device, found.top_k)
+    return Recognizer(tagger, names, found.device, found.top_k, found.max_pixels)
 
 
 def _print_failure(path: Path, reason: str, as_json: bool) -> None:  # noqa: FBT001
@@ -216,7 +216,9 @@ def _print_recognition(path: Path, found: Recognition, as_json: bool) -> None:  
 
 @tags_app.command("export")
 def export_tags(
-    target: Annotated[Path, typer.Argument(help="file to write: .csv, .parquet or .xlsx")] = Path("tags.csv"),
+    target: Annotated[
+        Path, typer.Argument(help="file to write: .xlsx for Excel; .csv or .parquet for programs")
+    ] = Path("tags.csv"),
 ) -> None:
     """Write the current snapshot to one file."""
     from wwts_ops import published
@@ -243,12 +245,15 @@ def export_taxonomy(target: Annotated[Path, typer.Argument(help="CSV file to wri
 
 @taxonomy_app.command("import")
 def import_taxonomy(source: Annotated[Path, typer.Argument(help="CSV file as `export` writes it")]) -> None:
-    """Put the labels of a CSV in force; labels it does not name stay."""
+    """Put the labels of a CSV in force; labels it does not name stay, and so do flags that it leaves out."""
     from wwts_ops import taxonomy
+    from wwts_ops.storage import Store
 
     if not source.is_file():
         raise WwtsError(f"{source} is no file.")
-    labels = taxonomy.from_csv(source.read_bytes())
+    found = _settings()
+    before = taxonomy.ensure(Store.of(found), found.forced_review).by_id
+    labels = taxonomy.from_csv(source.read_bytes(), before)
     _edit({label.label_id: label for label in labels})
 
 

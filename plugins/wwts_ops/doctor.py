@@ -32,6 +32,7 @@ from rich.text import Text
 import wwts_ops
 from wwts_ops import deployment, health, servers
 from wwts_ops.errors import WwtsError
+from wwts_ops.fetch import check_uri
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store, s3_options
 
@@ -208,7 +209,9 @@ def _version(distribution: str) -> str:
 
 
 def _settings(settings: Settings) -> list[Check]:
-    known = [f"WWTS_{name}".upper() for name in type(settings).model_fields]
+    fields = type(settings).model_fields
+    known = [f"WWTS_{name}".upper() for name, field in fields.items() if field.validation_alias is None]
+    known.append("WWTS_GIT_SHA")  # read by provenance
     given = sorted(name for name in os.environ if name.startswith("WWTS_"))
     unknown = [name for name in given if name not in known]
     found = []
@@ -289,8 +292,13 @@ def _catalog(settings: Settings) -> list[Check]:
         return [Check("catalog", "warn", "WWTS_CATALOG is not set", "Set it to a folder of images or a manifest.")]
     if "://" not in uri:
         return [_local_catalog(Path(uri).expanduser())]
+    if uri.startswith("https://"):
+        flaw = check_uri(uri, settings)
+        shown = uri.partition("?")[0]
+        return [Check("catalog", "fail", flaw) if flaw else Check("catalog", "ok", f"{shown} (not fetched now)")]
     if not uri.startswith("s3://"):
-        return [Check("catalog", "fail", f"{uri} is neither a path nor s3://", "Set WWTS_CATALOG to one of them.")]
+        advice = "Set WWTS_CATALOG to one of them."
+        return [Check("catalog", "fail", f"{uri} is neither a path nor s3:// nor https://", advice)]
     import fsspec
 
     there = fsspec.filesystem("s3", **s3_options(settings.s3_endpoint)).exists(uri)
@@ -389,7 +397,8 @@ def _champion(settings: Settings, shown: str) -> list[Check]:
         client = MlflowClient(settings.resolved_tracking_uri)
         version = client.get_model_version_by_alias(settings.model_name, "champion").version
     except (MlflowException, SQLAlchemyError) as error:
-        first = str(error).splitlines()[0]
+        # MLflow's own words hold the URI, password and all.
+        first = servers.without_password(str(error).splitlines()[0])
         if getattr(error, "error_code", "") not in _ABSENT:
             return [Check("mlflow", "fail", f"{shown}: {first}", "Check MLFLOW_TRACKING_URI and that the server runs.")]
         advice = "The first night registers the embedded default."

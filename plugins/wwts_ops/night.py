@@ -27,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 Night = dict[str, Any]
 
+#: Airflow maps no task over more than 1,024 entries; what unfinished plans leave beyond that waits a night.
+_MAX_MAPPED = 1000
+
 
 @dataclass(frozen=True)
 class Order:
@@ -78,24 +81,28 @@ def plan(settings: Settings, wanted: Order, executor: str) -> Night | None:
     if wanted.catalog:
         settings = settings.model_copy(update={"catalog": wanted.catalog})
     store = Store.of(settings)
+    if wanted.dry_run:
+        # Whoever only looks registers no model and puts no taxonomy in force.
+        request = Request(date=wanted.date, pin=Pin("", "", "", "", ""), limit=wanted.limit)
+        _log_proposal(planning.propose(store, settings, request), wanted)
+        return None
     model = registry.resolve(settings, wanted.model_version)
     names = taxonomy.ensure(store, settings.forced_review)
     pin = Pin(model.name, model.version, model.sha256, model.backbone_sha256, names.version)
     request = Request(date=wanted.date, pin=pin, limit=wanted.limit)
     proposal = planning.propose(store, settings, request)
-    while not (wanted.dry_run or proposal.is_empty) and planning.commit(store, proposal) is None:
+    while not proposal.is_empty and planning.commit(store, proposal) is None:
         # Another starter planned at the same moment: what it planned is no longer new.
         proposal = planning.propose(store, settings, request)
     _log_proposal(proposal, wanted)
-    if wanted.dry_run:
-        return None
     open_plans = planning.unfinished(store)
     todo = [
         {"run_key": one.run_key, "shard": number}
         for one in open_plans
         for number in sorted(set(range(one.shards)) - {shard.number for shard in publish.done_shards(store, one)})
     ]
-    return {"date": wanted.date.isoformat(), "run_keys": [one.run_key for one in open_plans], "shards": todo}
+    run_keys = [one.run_key for one in open_plans]
+    return {"date": wanted.date.isoformat(), "run_keys": run_keys, "shards": todo[:_MAX_MAPPED]}
 
 
 def _log_proposal(proposal: planning.Proposal, wanted: Order) -> None:
@@ -164,13 +171,15 @@ def finish(settings: Settings, run_keys: Iterable[str]) -> None:
     """
     store = Store.of(settings)
     run_keys = list(run_keys)
+    plans = [planning.read(store, run_key) for run_key in run_keys]
+    done_by_run = {plan_.run_key: publish.done_shards(store, plan_) for plan_ in plans}
     if not publish.is_current(store):
         # Another process finished a shard after this one had published; it may be gone by now.
         publish_tags(settings)
         route_to_review(settings, run_keys)
     left = []
-    for plan_ in (planning.read(store, run_key) for run_key in run_keys):
-        done = publish.done_shards(store, plan_)
+    for plan_ in plans:
+        done = done_by_run[plan_.run_key]
         if len(done) < plan_.shards:
             left.append(plan_.run_key)
             continue

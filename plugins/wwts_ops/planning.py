@@ -460,7 +460,7 @@ def _compare(con: duckdb.DuckDBPyConnection, source: Source) -> None:
     changed = " OR ".join(f"(t.{name} IS NOT NULL AND t.{name} IS DISTINCT FROM k.{name})" for name in _FINGERPRINT)
     # Little of the known rows is kept, because all of it is in memory at once.
     known = f"""SELECT image_id, uri, size, mtime, etag, sequence, file_row_number, action = 'delist' AS was_gone,
-        action = 'tag' AND catalog = {quoted(source.catalog)} AS is_listed, {{is_retry}} AS is_retry FROM latest"""
+        action = 'tag' AND ({_is_listed(con, source)}) AS is_listed, {{is_retry}} AS is_retry FROM latest"""
     if _count(con, "retry"):
         known = known.format(is_retry="retry.image_id IS NOT NULL") + " LEFT JOIN retry USING (image_id, run_key)"
     else:
@@ -476,6 +476,17 @@ def _compare(con: duckdb.DuckDBPyConnection, source: Source) -> None:
     con.execute("DELETE FROM difference WHERE gone_id IN (SELECT image_id FROM broken)")
 
 
+def _is_listed(con: duckdb.DuckDBPyConnection, source: Source) -> str:
+    """SQL over ``latest``: the image is one of this catalog's, though another may have given it again since."""
+    here = f"catalog = {quoted(source.catalog)}"
+    if not _count(con, f"runs WHERE NOT ({here})"):
+        return here
+    return f"""{here} OR image_id IN (
+        SELECT image_id FROM planned WHERE {here} AND image_id IN (SELECT image_id FROM latest WHERE NOT ({here}))
+        GROUP BY image_id HAVING arg_max(action, sequence) = 'tag'
+    )"""
+
+
 def _check_delisted(con: duckdb.DuckDBPyConnection, source: Source, settings: Settings) -> None:
     """Refuses a catalog that looks like a mistake.
 
@@ -485,7 +496,7 @@ def _check_delisted(con: duckdb.DuckDBPyConnection, source: Source, settings: Se
     gone = _count(con, "difference WHERE line IS NULL")
     if not gone:
         return
-    listed = _count(con, f"latest WHERE action = 'tag' AND catalog = {quoted(source.catalog)}")
+    listed = _count(con, f"latest WHERE action = 'tag' AND ({_is_listed(con, source)})")
     if gone <= settings.max_delist_share * listed:
         return
     if source.kind == "folder" and gone <= _SMALL_LOSS and _count(con, "catalog"):
@@ -503,10 +514,18 @@ def _capacities(store: Store, settings: Settings, request: Request, history: _Hi
     most = [sys.maxsize] if request.limit is None else [request.limit]
     if settings.deadline is not None:
         seconds = (_next(settings.now(), settings.deadline) - settings.now()).total_seconds()
-        # Whole shards, so that two starters a second apart plan the same.
-        shards = int(_images_per_second(store, settings, history) * seconds / settings.shard_size)
-        most.append(max(1, shards) * settings.shard_size)
+        # What earlier nights left undone comes first.
+        left = sum(_images_left(store, run_key) for _, run_key in history.claims if run_key not in history.finished)
+        fit = _images_per_second(store, settings, history) * seconds - left
+        # Whole shards, so that two starters a second apart plan the same; at least one, or nights could stand still.
+        most.append(max(0 if left else 1, int(fit / settings.shard_size)) * settings.shard_size)
     return most
+
+
+def _images_left(store: Store, run_key: str) -> int:
+    """Images of an unfinished plan in shards without a marker."""
+    markers = [key for key in store.list(f"runs/{run_key}", ".json") if "/shard-" in key]
+    return read(store, run_key).images - sum(int(store.read_json(key)["images"]) for key in markers)
 
 
 def _next(now: datetime, deadline: time) -> datetime:

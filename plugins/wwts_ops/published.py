@@ -68,6 +68,8 @@ def export(store: Store, target: Path) -> int:
     try:
         count = writer(batches(store), temporary)
         temporary.replace(target)
+    except OSError as error:
+        raise WwtsError(f"{target} cannot be written: {error.strerror or error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
     return count

@@ -29,8 +29,15 @@ class Recognition:
 class Recognizer:
     """One tagger, ready to look at pictures one by one."""
 
-    def __init__(self, tagger: Tagger, taxonomy: Taxonomy, device: str = "auto", top_k: int = 5) -> None:
-        self._recipe = tagger.recipe
+    def __init__(
+        self,
+        tagger: Tagger,
+        taxonomy: Taxonomy,
+        device: str = "auto",
+        top_k: int = 5,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self._recipe, self._max_pixels = tagger.recipe, max_pixels
         self._embed = embedder(tagger, device)
         self._score = Scorer(tagger)
         self._decide = Decider(tagger.label_ids, tagger.thresholds, taxonomy, top_k)
@@ -41,6 +48,6 @@ class Recognizer:
         Raises:
             images.Rejected: when it cannot be read in full.
         """
-        decoded = images.decode(data, self._recipe.short_side, MAX_PIXELS)
+        decoded = images.decode(data, self._recipe.short_side, self._max_pixels)
         scores = self._score(self._embed(self._recipe.crop(decoded.rgb)[None]))
         return Recognition(decoded.width, decoded.height, self._decide(scores)[0])

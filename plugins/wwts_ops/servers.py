@@ -289,7 +289,7 @@ class _Addresses:
     @property
     def ports(self) -> dict[str, int]:
         """Option of `wwts up` → port."""
-        found = {"--api-port": self.api_port}
+        found = {"--port": self.api_port}
         return found if self.mlflow_port is None else {**found, "--mlflow-port": self.mlflow_port}
 
 
@@ -446,8 +446,8 @@ def _announce(addresses: _Addresses, fleet: _Fleet, console: Console) -> None:
 
 
 def without_password(uri: str) -> str:
-    """``uri`` as it may be shown."""
-    return re.sub(r"://[^/@]*@", "://***@", uri)
+    """``uri``, or a sentence with URIs in it, without anybody's user, password or token."""
+    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", re.sub(r"://[^/\s]*@", "://***@", uri))
 
 
 @contextmanager

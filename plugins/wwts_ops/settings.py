@@ -31,7 +31,9 @@ class Settings(BaseSettings):
         env_prefix="WWTS_", frozen=True, extra="ignore", env_ignore_empty=True, allow_inf_nan=False
     )
 
-    catalog: str = Field("", description="a folder of images, or a CSV/Parquet/XLSX manifest; a path or s3://")
+    catalog: str = Field(
+        "", description="a folder of images, or a CSV/Parquet/XLSX manifest; a path or s3://, a manifest also https://"
+    )
     catalog_mode: Literal["full", "delta"] = Field(
         "full", description="full: what is missing from the catalog is delisted; delta: nothing ever is"
     )
@@ -78,7 +80,9 @@ class Settings(BaseSettings):
     pool: str = Field("wwts_gpu", min_length=1, description="Airflow pool of the shard tasks")
     pool_slots: int = Field(1, ge=1, description="slots `wwts init` gives that pool when it creates it")
     queue: str = Field("default", description="Airflow queue of the shard tasks")
-    run_timeout_hours: float = Field(5.0, gt=0, description="a night that takes longer is failed")
+    run_timeout_hours: float = Field(
+        12.0, gt=0, description="a night that takes longer is failed, unpublished; keep it well past the deadline"
+    )
     retries: int = Field(2, ge=0, description="tries after the first, for what may pass")
     retry_seconds: float = Field(60.0, ge=0, description="seconds between tries")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")

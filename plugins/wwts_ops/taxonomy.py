@@ -10,11 +10,12 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -44,6 +45,9 @@ class Label:
     category_path: str = ""
     forced_review: bool = False
     enabled: bool = True
+
+
+_NO_LABELS: Mapping[str, Label] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -184,8 +188,11 @@ def to_csv(taxonomy: Taxonomy) -> bytes:
     return out.getvalue().encode("utf-8-sig")
 
 
-def from_csv(data: bytes) -> tuple[Label, ...]:
-    """Labels from CSV as :func:`to_csv` writes it; ``forced_review`` and ``enabled`` may be left out.
+def from_csv(data: bytes, before: Mapping[str, Label] = _NO_LABELS) -> tuple[Label, ...]:
+    """Labels from CSV as :func:`to_csv` writes it.
+
+    ``forced_review`` and ``enabled`` may be left out or empty: they are then those of the label ``before``, since a
+    file of names must not lift what somebody forbade; of a new label, false and true.
 
     Raises:
         WwtsError: naming the line, when it is no CSV, a column is missing, or a flag is neither true nor false.
@@ -195,7 +202,7 @@ def from_csv(data: bytes) -> tuple[Label, ...]:
         missing = [name for name in CSV_COLUMNS if name not in (reader.fieldnames or [])]
         if missing:
             raise WwtsError(f"The label file lacks the column(s) {', '.join(missing)}.")
-        labels = tuple(_label(row, reader.line_num) for row in reader)
+        labels = tuple(_label(row, reader.line_num, before) for row in reader)
     except csv.Error as error:
         raise WwtsError(f"The label file is no CSV, after line {reader.line_num}: {error}.") from error
     check(labels)
@@ -210,13 +217,14 @@ def _text(data: bytes) -> str:
     raise WwtsError('The label file is neither UTF-8 nor GB18030 text; in Excel, save it as "CSV UTF-8".')
 
 
-def _label(row: dict[str, str], line: int) -> Label:
+def _label(row: dict[str, str], line: int, before: Mapping[str, Label]) -> Label:
     texts = {name: (row[name] or "").strip() for name in CSV_COLUMNS}
     texts["category_path"] = _path(texts["category_path"])
+    old = before.get(texts["label_id"], Label("", ""))
     return Label(
         **texts,
-        forced_review=_flag(row.get("forced_review") or "false", line),
-        enabled=_flag(row.get("enabled") or "true", line),
+        forced_review=_flag(row.get("forced_review") or str(old.forced_review), line),
+        enabled=_flag(row.get("enabled") or str(old.enabled), line),
     )
 
 
