@@ -172,9 +172,6 @@ def done_key(run_key: str) -> str:
     return f"runs/{run_key}/done.json"
 
 
-# --- plans in the store ----------------------------------------------------------------------------------------------
-
-
 def commit(store: Store, proposal: Proposal) -> Plan | None:
     """Makes ``proposal`` a plan, unless another starter was quicker.
 
@@ -297,9 +294,6 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
     except OSError as error:
         log.debug("folder_kept", folder=str(folder), detail=str(error))  # an empty folder more does no harm
-
-
-# --- what is new -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
