@@ -66,7 +66,7 @@ def _running_s3(weed: Path, factory: pytest.TempPathFactory) -> Iterator[str]:
     """Starts SeaweedFS and yields its endpoint; another set of ports if somebody took one meanwhile."""
     for attempt in range(3):
         folder = factory.mktemp("s3")
-        ports = dict(zip(S3_PORTS, _free_ports(len(S3_PORTS)), strict=True))
+        ports = dict(zip(S3_PORTS, free_ports(len(S3_PORTS)), strict=True))
         process = _start_s3(weed, folder, ports)
         try:
             endpoint = f"http://127.0.0.1:{ports['s3.port']}"
@@ -110,7 +110,7 @@ def _start_s3(weed: Path, folder: Path, ports: dict[str, int]) -> subprocess.Pop
         )
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

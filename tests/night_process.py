@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wwts_ops import logs, night, settings, storage
+from wwts_ops.settings import Settings
 
 
 class Killer:
@@ -47,9 +48,8 @@ class Killer:
         storage._sync = self.wrap("write", storage._sync)
 
 
-def one_night() -> None:
+def one_night(found: Settings) -> None:
     """All stages in a row, as the DAG runs them."""
-    found = settings.load()
     planned = night.plan(found, night.order({"date": "2026-03-01"}, None, found), "LocalExecutor")
     assert planned is not None
     for shard in planned["shards"]:
@@ -65,4 +65,4 @@ def main(environment: Mapping[str, str], at: int, moment: str, trace: str) -> No
     os.environ.update(environment)
     logs.configure("json", level=40)
     Killer(environment["WWTS_STORE"], at, moment, Path(trace)).install()
-    one_night()
+    one_night(settings.load())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from conftest import free_ports
 
 from wwts_ops import watchdog
 from wwts_ops.settings import Settings
@@ -240,16 +240,6 @@ class Machine:
             assert name not in self.running or self.running[name].poll() is None, self.tail(name)
             assert time.monotonic() < limit, f"{check.stderr}{self.tail(name) if name in self.running else ''}"
             time.sleep(0.5)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _made(folder: Path) -> Path:

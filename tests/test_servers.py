@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from conftest import free_ports
 
 from wwts_ops import health, servers, settings, watchdog
 from wwts_ops.errors import WwtsError
@@ -40,16 +41,6 @@ def sleeper():
 sleeper()
 """
 START_S = 240
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def clean_environment(folder: Path) -> dict[str, str]:
