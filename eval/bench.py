@@ -25,7 +25,7 @@ from rich.table import Table
 
 from eval.baseline import OneAtATime
 from eval.memory import peak_memory_mb
-from wwts_ops import demo, images, logs, planning, registry, settings, tagging, taxonomy
+from wwts_ops import demo, images, logs, planning, registration, settings, tagging, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.planning import Pin, Request
 from wwts_ops.runtime import one_core
@@ -154,7 +154,7 @@ class _Bench:
             catalog=str(folder / "catalog"), store=str(folder / "store"), thumbnails=thumbnails, device="cpu"
         )
         self._folder = folder
-        self._tagger = registry.embedded(settings.load(store=str(Path(tempfile.gettempdir(), "wwts-bench-models"))))
+        self._tagger = registration.embedded(settings.load(store=str(Path(tempfile.gettempdir(), "wwts-bench-models"))))
         self._machine = Machine.of(self._tagger, taxonomy.embedded(()), self._settings)
         self._round = 0
 

@@ -170,9 +170,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def embedded_tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
     """The embedded default, built once a session (about ten seconds); not to be written to."""
-    from wwts_ops import registry, settings
+    from wwts_ops import registration, settings
 
-    return registry.embedded(settings.load(store=str(tmp_path_factory.mktemp("embedded") / "store")))
+    return registration.embedded(settings.load(store=str(tmp_path_factory.mktemp("embedded") / "store")))
 
 
 @pytest.fixture

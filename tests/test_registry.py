@@ -22,10 +22,11 @@ from typing import Any, ClassVar
 import pytest
 import skimage.data
 
-from wwts_ops import registry
+from wwts_ops import registration, registry, tracking
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.tagger import Tagger
+from wwts_ops.tracking import ModelVersion
 
 Make = Callable[..., Settings]
 
@@ -44,7 +45,11 @@ def child(settings: Settings, code: str, **environment: str) -> subprocess.Popen
     """Another process of ours with the settings of a test."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "MLFLOW_"))}
     return subprocess.Popen(
-        [sys.executable, "-c", f"from wwts_ops import registry, settings\nfound = settings.load()\n{code}"],
+        [
+            sys.executable,
+            "-c",
+            f"from wwts_ops import registration, registry, settings\nfound = settings.load()\n{code}",
+        ],
         env={**kept, "WWTS_STORE": settings.store, **environment},
         cwd=Path(settings.store).parent,
         stdout=subprocess.PIPE,
@@ -91,8 +96,8 @@ class TestFirstNight:
         assert version.tags["model_sha256"] == embedded_tagger.sha256
         assert version.tags["backbone_sha256"] == embedded_tagger.backbone_sha256
         assert len(version.tags["code_sha256"]) == 64
-        assert version.tags["git_sha"] == (registry.git_sha() or "")
-        assert registry.champion(first) == registry.ModelVersion(
+        assert version.tags["git_sha"] == (registration.git_sha() or "")
+        assert registry.champion(first) == ModelVersion(
             first.model_name, "1", embedded_tagger.sha256, embedded_tagger.backbone_sha256
         )
 
@@ -202,7 +207,7 @@ class TestFetched:
         assert registry.fetch(first, model).sha256 == embedded_tagger.sha256
 
     def test_another_tagger_in_its_place_is_refused(self, first: Settings, embedded_tagger: Tagger) -> None:
-        other = registry.ModelVersion(first.model_name, "1", "0" * 64, embedded_tagger.backbone_sha256)
+        other = ModelVersion(first.model_name, "1", "0" * 64, embedded_tagger.backbone_sha256)
         with pytest.raises(WwtsError, match="version 1 are not those that were registered"):
             registry.fetch(first, other)
         assert not (first.state_dir / "models" / ("0" * 64)).exists()
@@ -220,7 +225,7 @@ class TestFetched:
 
     def test_a_damaged_cache_is_told_with_its_folder(self, make_settings: Make, embedded_tagger: Tagger) -> None:
         settings = make_settings()
-        model = registry.ModelVersion("m", "1", embedded_tagger.sha256, embedded_tagger.backbone_sha256)
+        model = ModelVersion("m", "1", embedded_tagger.sha256, embedded_tagger.backbone_sha256)
         cached = settings.state_dir / "models" / model.sha256
         shutil.copytree(embedded_tagger.folder, cached)
         (cached / "head.safetensors").write_bytes(b"")
@@ -231,7 +236,7 @@ class TestFetched:
         self, make_settings: Make, embedded_tagger: Tagger
     ) -> None:
         """Else two machines on one registry would tag with two models of one name."""
-        process = child(make_settings(), "print(registry.embedded(found).sha256)")
+        process = child(make_settings(), "print(registration.embedded(found).sha256)")
         out, told = process.communicate(timeout=120)
         assert out.split()[-1:] == [embedded_tagger.sha256], told
 
@@ -300,7 +305,7 @@ class TestServer:
         ],
     )
     def test_no_password_is_shown(self, text: str, shown: str) -> None:
-        assert registry._shown(text) == shown
+        assert tracking._shown(text) == shown
 
     def test_a_database_that_cannot_be_opened(self, make_settings: Make, tmp_path: Path) -> None:
         (tmp_path / "mlflow.db").write_bytes(b"no database, but long enough to be looked at" * 100)
@@ -396,7 +401,7 @@ class TestPacked:
     def test_the_code_is_the_recognition_closure_and_nothing_else(self, artifacts: Path) -> None:
         source = Path(registry.__file__).parent
         packed = {str(path.relative_to(artifacts / "code" / "wwts_ops")) for path in self.modules(artifacts / "code")}
-        assert packed == set(registry.RECOGNITION)
+        assert packed == set(registration.RECOGNITION)
         assert packed >= {f"backbones/{path.name}" for path in source.glob("backbones/*.py")}
         for name in packed:
             assert (artifacts / "code" / "wwts_ops" / name).read_bytes() == (source / name).read_bytes()
@@ -405,7 +410,7 @@ class TestPacked:
 
     def test_the_code_s_hash_is_that_of_what_is_packed(self, first: Settings, artifacts: Path) -> None:
         digest = hashlib.sha256()
-        for name in registry.RECOGNITION:
+        for name in registration.RECOGNITION:
             digest.update(name.encode() + b"\0" + (artifacts / "code" / "wwts_ops" / name).read_bytes())
         version = client(first).get_model_version(first.model_name, "1")
         assert version.tags["code_sha256"] == digest.hexdigest()

@@ -22,27 +22,34 @@ LONGEST_FILE, LONGEST_TEST = 600, 800
 #: own layer or from one above it, never from one below. A new module takes its place here.
 LAYERS = (
     # Words that everything uses; they know nothing of ours.
-    {"", "errors", "schemas", "health", "watchdog", "logs", "provenance", "airflow_plugin"},
+    {"", "errors", "schemas", "health", "watchdog", "logs", "provenance", "verdict", "airflow_plugin"},
     # What surrounds a run.
     {"settings", "deployment"},
     # Where things lie, and the ways to read and write them.
-    {"storage", "warehouse", "parts", "embeddings", "manifests"},
+    {"storage", "warehouse", "parts", "embeddings", "manifests", "database", "migrations", "migrations.*"},
     # Pictures and what is known of labels.
-    {"images", "backbones", "backbones.*", "taxonomy"},
+    {"images", "backbones", "backbones.*", "taxonomy", "neardup"},
     # From a picture to a decision; packed with every model.
     {"tagger", "runtime", "decisions", "recognition", "mlflow_model"},
+    # From a tagger to a version, its aliases, and back.
+    {"tracking"},
+    {"registration", "checkpoint"},
     {"registry"},
+    {"packed"},
+    {"promotion"},
     # From a catalog to a plan.
     {"fetch", "catalog", "planning"},
     # From a plan to rows.
     {"tagging"},
     # From rows to what people and shops read.
     {"publish", "published", "review", "review.*", "report", "summary"},
+    # What a model is judged by.
+    {"badcases", "holdout"},
     # All stages together.
     {"night"},
     # How it is driven.
-    {"servers", "dagprocess", "dagrun", "doctor", "demo"},
-    {"cli"},
+    {"servers", "dagprocess", "dagrun", "doctor", "demo", "shardprocess"},
+    {"cli", "cli.*"},
 )
 
 

@@ -17,11 +17,11 @@ import structlog
 from wwts_ops import deployment, planning, publish, published, registry, report, tagging, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.planning import Pin, Request
-from wwts_ops.registry import ModelVersion
 from wwts_ops.review import queue
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tagging import Machine, Shard
+from wwts_ops.tracking import ModelVersion
 
 log = structlog.get_logger(__name__)
 

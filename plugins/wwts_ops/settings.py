@@ -56,6 +56,13 @@ class Settings(BaseSettings):
     reviewers: CommaList = Field((), description="Airflow users who may answer")
     review_admins: CommaList = Field((), description="Airflow users who may change the taxonomy")
 
+    approvers: CommaList = Field((), description="Airflow users who may approve a promotion; default: all who may act")
+    approval_hours: float = Field(24.0, gt=0, description="hours a promotion waits for a person; then it is rejected")
+    gate_rules: str = Field("", description="YAML file of the gate's rules; default: the one that is shipped")
+    holdout_share: float = Field(
+        0.05, ge=0, le=0.5, description="share of all contents, chosen by hash, kept from training for the audit"
+    )
+
     threshold: float = Field(0.60, gt=0, le=1, description="score from which the embedded default is sure")
     top_k: int = Field(5, ge=1, le=50, description="tags kept per image")
     forced_review: CommaList = Field(
@@ -87,7 +94,7 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(60.0, ge=0, description="seconds between tries")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
 
-    @field_validator("reviewers", "review_admins", "forced_review", "https_hosts", "tags", mode="before")
+    @field_validator("reviewers", "review_admins", "approvers", "forced_review", "https_hosts", "tags", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -336,3 +337,19 @@ def _told(key: str) -> Iterator[None]:
         raise UnavailableError(
             f"The store refused {key}: {what}. Free space or restore access, then run again."
         ) from error
+
+
+@contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes ``target`` at once, unless another process was first."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        try:
+            os.rename(folder, target)
+        except OSError:
+            if not target.exists():
+                raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

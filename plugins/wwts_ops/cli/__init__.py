@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from wwts_ops import logs
-from wwts_ops import settings as settings_module
+from wwts_ops.cli import models, tags, taxonomy
+from wwts_ops.cli.console import out, settings
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 
 if TYPE_CHECKING:
     from wwts_ops.recognition import Recognition, Recognizer
-    from wwts_ops.taxonomy import Label
 
 app = typer.Typer(
     help="Operate image tagging: run DAGs, start servers, look at pictures. Settings come from WWTS_* variables.",
@@ -28,16 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-tags_app = typer.Typer(help="What is published.", no_args_is_help=True)
-taxonomy_app = typer.Typer(
-    help="Label names, categories and rules; every change is a new version.", no_args_is_help=True
-)
-models_app = typer.Typer(help="Versions in the MLflow registry.", no_args_is_help=True)
-app.add_typer(tags_app, name="tags")
-app.add_typer(taxonomy_app, name="taxonomy")
-app.add_typer(models_app, name="models")
-
-out = Console(highlight=False, soft_wrap=True)
+app.add_typer(tags.app, name="tags")
+app.add_typer(taxonomy.app, name="taxonomy")
+app.add_typer(models.app, name="models")
 
 #: Why a picture named on the command line cannot be opened.
 _UNOPENED: dict[type[OSError], str] = {
@@ -56,12 +44,6 @@ def main() -> None:
         sys.exit(2)
 
 
-def _settings(**overrides: Any) -> Settings:
-    found = settings_module.load(**overrides)
-    logs.configure(found.log_format)
-    return found
-
-
 @app.command("run")
 def run_dag(
     dag_id: Annotated[str, typer.Argument(help="such as tag_catalog")],
@@ -76,7 +58,7 @@ def run_dag(
         raise WwtsError(f"--conf is no JSON ({error}); write it like '{{\"limit\": 100}}'.") from error
     if not isinstance(values, dict):
         raise WwtsError("--conf must be a JSON object; write it like '{\"limit\": 100}'.")
-    raise typer.Exit(dagrun.run(_settings(), dag_id, values))
+    raise typer.Exit(dagrun.run(settings(), dag_id, values))
 
 
 @app.command()
@@ -87,7 +69,7 @@ def up(
     """Start Airflow and MLflow on this machine; Ctrl-C stops all of it."""
     from wwts_ops import servers
 
-    raise typer.Exit(servers.up(_settings(), port, mlflow_port))
+    raise typer.Exit(servers.up(settings(), port, mlflow_port))
 
 
 @app.command()
@@ -96,7 +78,7 @@ def init() -> None:
     from wwts_ops import registry, servers, taxonomy
     from wwts_ops.storage import Store
 
-    found = _settings()
+    found = settings()
     names = taxonomy.ensure(Store.of(found), found.forced_review)
     out.print(f"Taxonomy {names.version} is in force.")
     model = registry.ensure_champion(found)
@@ -110,7 +92,7 @@ def doctor() -> None:
     """Say what is set, what is reachable and what is missing; exits 1 when something must be mended."""
     from wwts_ops import doctor as doctor_module
 
-    raise typer.Exit(doctor_module.run(_settings()))
+    raise typer.Exit(doctor_module.run(settings()))
 
 
 @app.command()
@@ -132,12 +114,12 @@ def recognize(
     """Print what is in pictures: the main object and the top labels, in Chinese."""
     from wwts_ops.images import REASONS, Rejected
 
-    settings = _settings()
-    look = _recognizer(settings)
+    current = settings()
+    look = _recognizer(current)
     failed = False
     for path in images:
         try:
-            found = look(_picture(path, settings.max_image_bytes))
+            found = look(_picture(path, current.max_image_bytes))
         except (OSError, Rejected) as error:
             failed = True
             reason = REASONS[error.reason] if isinstance(error, Rejected) else _unopened(error)
@@ -162,12 +144,12 @@ def _picture(path: Path, limit: int) -> bytes:
 
 
 def _recognizer(found: Settings) -> Recognizer:
-    from wwts_ops import registry, taxonomy
+    from wwts_ops import registration, registry, taxonomy
     from wwts_ops.recognition import Recognizer
     from wwts_ops.storage import Store
 
     model = registry.champion(found) if registry.exists(found) else None
-    tagger = registry.fetch(found, model) if model else registry.embedded(found)
+    tagger = registry.fetch(found, model) if model else registration.embedded(found)
     names = taxonomy.current(Store.of(found)) or taxonomy.embedded(found.forced_review)
     return Recognizer(tagger, names, found.device, found.top_k, found.max_pixels)
 
@@ -212,97 +194,3 @@ def _print_recognition(path: Path, found: Recognition, as_json: bool) -> None:  
     out.print(f"  类目：{decision.category_path or '未归类'}", markup=False)
     for tag in decision.tags:
         out.print(f"  {tag.score:6.1%}  {tag.label_zh}", markup=False)
-
-
-@tags_app.command("export")
-def export_tags(
-    target: Annotated[
-        Path, typer.Argument(help="file to write: .xlsx for Excel; .csv or .parquet for programs")
-    ] = Path("tags.csv"),
-) -> None:
-    """Write the current snapshot to one file."""
-    from wwts_ops import published
-    from wwts_ops.storage import Store
-
-    rows = published.export(Store.of(_settings()), target)
-    out.print(f"{rows:,} rows → {target}", markup=False)
-
-
-@taxonomy_app.command("export")
-def export_taxonomy(target: Annotated[Path, typer.Argument(help="CSV file to write")] = Path("taxonomy.csv")) -> None:
-    """Write all labels of the version in force as CSV that Chinese Excel opens."""
-    from wwts_ops import taxonomy
-    from wwts_ops.storage import Store
-
-    found = _settings()
-    names = taxonomy.ensure(Store.of(found), found.forced_review)
-    try:
-        target.write_bytes(taxonomy.to_csv(names))
-    except OSError as error:
-        raise WwtsError(f"{target} cannot be written: {error.strerror}; name another file.") from error
-    out.print(f"{names.version}: {len(names.labels):,} labels → {target}", markup=False)
-
-
-@taxonomy_app.command("import")
-def import_taxonomy(source: Annotated[Path, typer.Argument(help="CSV file as `export` writes it")]) -> None:
-    """Put the labels of a CSV in force; labels it does not name stay, and so do flags that it leaves out."""
-    from wwts_ops import taxonomy
-    from wwts_ops.storage import Store
-
-    if not source.is_file():
-        raise WwtsError(f"{source} is no file.")
-    found = _settings()
-    before = taxonomy.ensure(Store.of(found), found.forced_review).by_id
-    labels = taxonomy.from_csv(source.read_bytes(), before)
-    _edit({label.label_id: label for label in labels})
-
-
-@taxonomy_app.command("set")
-def set_label(
-    label_id: Annotated[str, typer.Argument(help="such as imagenet:n07745940")],
-    name: Annotated[str | None, typer.Option(help="new Chinese name")] = None,
-    category: Annotated[str | None, typer.Option(help="new path, levels joined by ' > '")] = None,
-    forced: Annotated[bool | None, typer.Option("--forced/--unforced", help="a person always looks")] = None,
-    enabled: Annotated[bool | None, typer.Option("--on/--off", help="an off label is never given")] = None,
-) -> None:
-    """Rename, move, force or switch off one label."""
-    from wwts_ops import taxonomy
-    from wwts_ops.storage import Store
-
-    found = _settings()
-    label = taxonomy.ensure(Store.of(found), found.forced_review).by_id.get(label_id)
-    if label is None:
-        raise WwtsError(f"There is no label {label_id!r}; see `wwts taxonomy export`.")
-    given = {"label_zh": name, "category_path": category, "forced_review": forced, "enabled": enabled}
-    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    _edit({label_id: replace(label, **changes)})
-
-
-def _edit(changes: dict[str, Label]) -> None:
-    from wwts_ops import taxonomy
-    from wwts_ops.provenance import user
-    from wwts_ops.storage import Store
-
-    found = _settings()
-    store = Store.of(found)
-    taxonomy.ensure(store, found.forced_review)
-    after = taxonomy.edit(store, user(), changes)
-    out.print(f"Taxonomy {after.version} is in force; the next run uses it.")
-
-
-@models_app.command("list")
-def list_models() -> None:
-    """List the versions of the registered model, newest first."""
-    from wwts_ops import registry
-
-    found = _settings()
-    table = Table("version", "aliases", "backbone", "model_sha256", "registered", title=found.model_name)
-    for entry in registry.versions(found):
-        aliases = ", ".join(entry.aliases)
-        table.add_row(entry.version, aliases, entry.backbone_sha256[:12], entry.sha256[:12], entry.registered)
-    out.print(table)
-
-
-if __name__ == "__main__":
-    os.umask(0o022)
-    main()

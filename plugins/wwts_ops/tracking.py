@@ -1,0 +1,120 @@
+"""MLflow as a server: one way to reach it, its errors told in one sentence, its experiments."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wwts_ops.errors import UnavailableError, WwtsError
+from wwts_ops.settings import Settings
+
+#: What MLflow answers when asked for a version or an alias that is not there, or is no number.
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+#: MLflow's error codes that asking again does not change.
+_LASTING = frozenset(
+    {"BAD_REQUEST", "CUSTOMER_UNAUTHORIZED", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+)
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A registered version, resolved once a run.
+
+    Attributes:
+        name: of the registered model.
+        version: MLflow's number, as text.
+        sha256: of the tagger (``model_sha256`` of the tags).
+        backbone_sha256: which embeddings fit its head.
+        code_sha256: of the recognition code packed with it; empty when nobody noted it.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    backbone_sha256: str
+    code_sha256: str = ""
+
+    @classmethod
+    def of(cls, entry: Any) -> ModelVersion:
+        """From MLflow's own entity.
+
+        Raises:
+            WwtsError: when wwts did not register it.
+        """
+        tags = entry.tags
+        try:
+            hashes = tags["model_sha256"], tags["backbone_sha256"], tags.get("code_sha256", "")
+        except KeyError as error:
+            raise WwtsError(
+                f"{entry.name} version {entry.version} was not registered by wwts (no tag {error}); it cannot tag."
+            ) from error
+        return cls(entry.name, str(entry.version), *hashes)
+
+
+@contextmanager
+def connected(settings: Settings) -> Iterator[Any]:
+    """A client of the configured server, which MLflow's own functions then speak to as well.
+
+    Raises:
+        WwtsError: when MLflow refuses what was asked.
+        UnavailableError: when it does not answer as it should.
+    """
+    # Four minutes of silence otherwise; Airflow tries again later.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    uri = settings.resolved_tracking_uri
+    if uri.startswith("sqlite:///"):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _tracking(uri):
+            yield mlflow.MlflowClient(tracking_uri=uri)
+    # The causes are left out of the traceback: their own words hold the URI with its password.
+    except MlflowException as error:
+        if error.error_code in _LASTING:
+            raise WwtsError(f"MLflow at {_shown(uri)} refuses: {_shown(str(error))}") from None
+        raise _unavailable(uri, error) from None
+    except (SQLAlchemyError, OSError) as error:
+        raise _unavailable(uri, error) from None
+
+
+def experiment(client: Any, settings: Settings, name: str) -> str:
+    """The id of experiment ``name``, made if absent."""
+    found = client.get_experiment_by_name(name)
+    if found:
+        return str(found.experiment_id)
+    location = None
+    if settings.resolved_tracking_uri.startswith(("sqlite", "postgresql", "mysql", "mssql")):
+        # Without a server MLflow would put artifacts below whatever folder it happens to run in.
+        location = (settings.state_dir / "mlartifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+@contextmanager
+def _tracking(uri: str) -> Iterator[None]:
+    """Points MLflow's functions to ``uri``, and afterwards takes back the variable that it sets for child processes."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def _unavailable(uri: str, error: Exception) -> UnavailableError:
+    return UnavailableError(f"MLflow at {_shown(uri)} does not answer as it should: {_shown(str(error))}")
+
+
+def _shown(text: str) -> str:
+    """``text`` without the user, password or token of any URI in it."""
+    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", re.sub(r"://[^/\s]*@", "://***@", text))
