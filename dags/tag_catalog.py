@@ -5,33 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import (
-    Asset,
-    CronPartitionTimetable,
-    ExceptionRetryPolicy,
-    Param,
-    RetryAction,
-    RetryRule,
-    TriggerRule,
-    dag,
-    get_current_context,
-    task,
-)
+from airflow.sdk import Asset, CronPartitionTimetable, Param, TriggerRule, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from wwts_ops import settings
-from wwts_ops.errors import UnavailableError, WwtsError
+from wwts_ops.dag_defaults import dag_arguments
 
 SETTINGS = settings.load()
 PUBLISHED_TAGS = Asset(name="wwts_published_tags", uri="wwts://published/tags")
-
-#: Bad input fails the same way every time; a server that is away, or too little memory, may not.
-RETRIES = ExceptionRetryPolicy(
-    rules=[
-        RetryRule(UnavailableError, RetryAction.RETRY, reason="a server or disk did not answer"),
-        RetryRule(WwtsError, RetryAction.FAIL, reason="bad input: trying again cannot help"),
-    ]
-)
 
 # Optional texts are null, not "": Airflow's form takes an empty text for a missing required one and refuses to start.
 FORM = {
@@ -46,24 +27,16 @@ FORM = {
 
 
 @dag(
-    dag_id=f"{SETTINGS.dag_prefix}tag_catalog",
+    **dag_arguments(SETTINGS, "tag_catalog"),
     dag_display_name="每夜打标",
     description="新图片 → 中文标签：计划、打标、发布、送审、日报",
     doc_md=__doc__,
     schedule=None
     if SETTINGS.schedule == "none"
     else CronPartitionTimetable(SETTINGS.schedule, timezone=SETTINGS.timezone, key_format="%Y-%m-%d"),
-    catchup=False,
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=SETTINGS.run_timeout_hours),
     params=FORM,
-    tags=list(SETTINGS.tags),
-    default_args={
-        "owner": SETTINGS.owner,
-        "retries": SETTINGS.retries,
-        "retry_delay": timedelta(seconds=SETTINGS.retry_seconds),
-        "retry_policy": RETRIES,
-    },
 )
 def tag_catalog() -> None:
     """One night, from new images to published tags."""

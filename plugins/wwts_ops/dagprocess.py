@@ -27,7 +27,7 @@ def main(dag_id: str, conf: str) -> int:
         broken = [f"{path} cannot be loaded:\n{error}" for path, error in bag.import_errors.items()]
         return _refuse("\n".join([*broken, f"There is no DAG {dag_id!r}; there are: {', '.join(sorted(bag.dags))}."]))
     form = json.loads(conf)
-    wrong = _wrong_form(dag, form)
+    wrong = _wrong_form(dag, form) or _waits_for_a_person(dag, form)
     if wrong:
         return _refuse(wrong)
     run = dag.test(run_conf=form, logical_date=timezone.utcnow())
@@ -46,6 +46,17 @@ def _wrong_form(dag: Any, form: Mapping[str, Any]) -> str | None:
     except ParamValidationError as error:
         return str(error).splitlines()[0]
     return None
+
+
+def _waits_for_a_person(dag: Any, form: Mapping[str, Any]) -> str | None:
+    """Why the run could never end: ``dag.test()`` polls for ever for an approval that nobody can give here."""
+    given = {**dag.params.dump(), **form}
+    if not given.get("require_approval") or given.get("action") == "rollback":
+        return None
+    return (
+        f"{dag.dag_id} waits for a person's approval, which can only be given in Airflow's own page; trigger it there, "
+        """or leave the approval out: --conf '{"require_approval": false}'."""
+    )
 
 
 def _refuse(reason: str) -> int:

@@ -86,6 +86,7 @@ class Follower:
         self._total = 0
         self._errors: list[str] = []
         self._rest: list[str] = []
+        self._told: list[str] = []
         self._night: Event | None = None
         self._planned: Event | None = None
         self._said_at = 0.0
@@ -142,8 +143,26 @@ class Follower:
     def _on_night_done(self, event: Event) -> None:
         self._night = event
 
+    def _on_evaluating(self, event: Event) -> None:
+        self.phase(f"正在评测版本 {event['version']}（对比当前启用的版本 {event['champion']}）…")
+
+    def _on_accuracy_measured(self, _: Event) -> None:
+        self.phase("准确性已测，正在测量延迟…")
+
+    def _on_judged(self, event: Event) -> None:
+        self._told.append(summary.verdict(event))
+
+    def _on_promotion_prepared(self, event: Event) -> None:
+        self.phase(f"版本 {event['version']} 可以上线，正在切换…")
+
+    def _on_rollout_done(self, event: Event) -> None:
+        done = "已回退" if event["action"] == "rollback" else "已上线"
+        self._told.append(f"\n{done}：现在启用版本 {event['version']}（champion）")
+
     def conclude(self, dag_id: str, code: int, log_path: Path) -> None:
         """Says how it went."""
+        for text in self._told:
+            self._console.print(text, markup=False, soft_wrap=True)
         if self._night:
             self._console.print(summary.night(self._night), markup=False, soft_wrap=True)
         elif self._planned and self._planned.get("dry_run"):

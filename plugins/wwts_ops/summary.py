@@ -50,6 +50,20 @@ def night(event: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def verdict(event: Mapping[str, Any]) -> str:
+    """What the gate said of a version: every rule that did not pass, and why."""
+    marks = {"passed": "✓", "advisory": "·"}
+    against = f"版本 {event['version']}，对比当前启用的版本 {event['champion']}"
+    lines = ["", f"门禁结论：{'通过' if event['passed'] else '未通过'}（{against}；坏例快照 {event['badcases']}）"]
+    for rule in event["rules"]:
+        wanted = f"（要求 {rule['threshold']}）" if rule["threshold"] else ""
+        lines.append(f"  {marks.get(rule['outcome'], '✗')} {rule['rule']}  {rule['value'] or '未测得'}{wanted}")
+    lines += [f"  {number}. {reason}" for number, reason in enumerate(event["reasons"], 1)]
+    if event["mode"] == "dry_run":
+        lines.append("  仅演练：结论已记录，但不作为上线依据")
+    return "\n".join(lines)
+
+
 def _reasons(reasons: Mapping[str, int]) -> str:
     if not reasons:
         return ""

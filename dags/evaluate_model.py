@@ -1,0 +1,71 @@
+"""Any model version against the bad cases and the champion, on demand: accuracy ► latency ► the gate's verdict."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import Param, dag, get_current_context, task
+
+from wwts_ops import settings
+from wwts_ops.dag_defaults import dag_arguments
+
+SETTINGS = settings.load()
+
+FORM = {
+    "version": Param(
+        None, type=["null", "string"], title="模型版本", description="MLflow 中的版本号；留空为最新的候选版本"
+    ),
+    "badcases": Param(None, type=["null", "string"], title="坏例快照", description="坏例集快照的名称；留空用当前快照"),
+    "dry_run": Param(default=False, type="boolean", title="仅演练", description="只计算并记录结论，不作为上线依据"),
+}
+
+
+@dag(
+    **dag_arguments(SETTINGS, "evaluate_model"),
+    dag_display_name="评测模型",
+    description="在坏例集上与当前启用的模型逐例对比，测量延迟，给出门禁结论",
+    doc_md=__doc__,
+    schedule=None,
+    max_active_runs=1,
+    dagrun_timeout=timedelta(hours=SETTINGS.run_timeout_hours),
+    params=FORM,
+)
+def evaluate_model() -> None:
+    """One version, from its number to a verdict on its page in MLflow."""
+
+    @task(task_display_name="准备")
+    def prepare() -> dict[str, Any]:
+        from eval import evaluate
+
+        form = get_current_context()["params"]
+        return evaluate.prepare(SETTINGS, form["version"], form["badcases"]).to_json()
+
+    @task(pool=SETTINGS.pool, queue=SETTINGS.queue, task_display_name="准确性")
+    def accuracy(order: dict[str, Any]) -> None:
+        from eval import evaluate
+
+        evaluate.measure_accuracy(SETTINGS, evaluate.Order(**order))
+
+    # The whole pool: nothing else of ours may use the machine that is being timed.
+    @task(pool=SETTINGS.pool, pool_slots=SETTINGS.pool_slots, queue=SETTINGS.queue, task_display_name="延迟")
+    def latency(order: dict[str, Any]) -> None:
+        from eval import evaluate
+
+        evaluate.measure_latency(SETTINGS, evaluate.Order(**order))
+
+    @task(task_display_name="门禁")
+    def judge(order: dict[str, Any]) -> str:
+        from eval import evaluate
+        from wwts_ops import rollout
+
+        context = get_current_context()
+        mode = "dry_run" if context["params"]["dry_run"] else "enforced"
+        verdict = evaluate.judge(SETTINGS, evaluate.Order(**order), mode, rollout.person(context), rollout.run(context))
+        return "passed" if verdict.passed else "failed"
+
+    order = prepare()
+    accuracy(order) >> latency(order) >> judge(order)
+
+
+evaluate_model()

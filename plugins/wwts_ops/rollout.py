@@ -1,0 +1,112 @@
+"""The stages of a promotion or a rollback: functions of settings, the form, and what the stage before returned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+
+from wwts_ops import isolation, promotion, provenance, registry
+from wwts_ops.errors import WwtsError
+from wwts_ops.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a run of ``promote_model`` is asked to do; the form of a trigger.
+
+    Attributes:
+        action: ``promote`` or ``rollback``.
+        version: instead of the alias ``challenger`` or ``previous``.
+        require_approval: a person must agree to a promotion.
+        override: who promotes what failed, and why.
+        actor: who triggered the run.
+        run: Airflow's id of the run; the same when a task is tried again.
+    """
+
+    action: str
+    version: str | None
+    require_approval: bool
+    override: promotion.Override | None
+    actor: str
+    run: str
+
+    @property
+    def needs_approval(self) -> bool:
+        """Whether a person is asked: going back never waits."""
+        return self.action == "promote" and self.require_approval
+
+
+def order(context: Mapping[str, Any]) -> Order:
+    """Reads the form and the run from Airflow's context.
+
+    Raises:
+        WwtsError: when a person is named for an override without a reason.
+    """
+    form = context["params"]
+    who, why = (str(form.get(name) or "").strip() for name in ("override_by", "override_reason"))
+    if who and not why:
+        raise WwtsError(f"override_by names {who}, but override_reason is empty; say why a failed version may go live.")
+    return Order(
+        action=form["action"],
+        version=str(form["version"]).strip() if form.get("version") else None,
+        require_approval=bool(form["require_approval"]),
+        override=promotion.Override(by=who or person(context), reason=why) if why else None,
+        actor=person(context),
+        run=run(context),
+    )
+
+
+def person(context: Mapping[str, Any]) -> str:
+    """Who triggered this run: the Airflow user, or whoever runs the process where there is none."""
+    return str(getattr(context["dag_run"], "triggering_user_name", None) or provenance.user())
+
+
+def run(context: Mapping[str, Any]) -> str:
+    """Airflow's name of this run, as records keep it."""
+    return f"{context['dag_run'].dag_id}/{context['dag_run'].run_id}"
+
+
+def prepare(settings: Settings, wanted: Order) -> dict[str, Any]:
+    """Checks whether a promotion may go ahead, in the registry and in a fresh process.
+
+    Returns:
+        The proposal as plain JSON values; of a rollback only its ``version``.
+
+    Raises:
+        WwtsError: when it may not; with the reasons.
+    """
+    if wanted.action == "rollback":
+        return {"version": wanted.version, "summary": ""}
+    proposal = promotion.propose(settings, wanted.version, wanted.override)
+    isolation.check(settings, registry.resolve(settings, proposal.version))
+    log.info("promotion_prepared", version=proposal.version, champion=proposal.champion_version)
+    return asdict(proposal)
+
+
+def move(settings: Settings, wanted: Order, prepared: Mapping[str, Any], approval: Mapping[str, Any] | None) -> str:
+    """Moves the aliases; the version that is champion now.
+
+    Raises:
+        WwtsError: when somebody else moved them meanwhile.
+    """
+    if wanted.action == "rollback":
+        promotion.rollback(settings, wanted.version, wanted.actor, "rollback", wanted.run)
+    else:
+        proposal = promotion.Proposal(**prepared)
+        promotion.promote(settings, proposal, wanted.actor, _approver(approval), wanted.run)
+    champion = registry.resolve(settings, None)
+    log.info("rollout_done", action=wanted.action, version=champion.version)
+    return champion.version
+
+
+def _approver(approval: Mapping[str, Any] | None) -> str | None:
+    """Who agreed, as Airflow tells it; None when nobody was asked."""
+    if not approval:
+        return None
+    user = approval.get("responded_by_user") or {}
+    return str(user.get("name") or user.get("id") or "unknown")
