@@ -39,7 +39,7 @@ def evaluate_model() -> None:
         from eval import evaluate
 
         form = get_current_context()["params"]
-        return evaluate.prepare(SETTINGS, form["version"], form["badcases"]).to_json()
+        return vars(evaluate.prepare(SETTINGS, form["version"], form["badcases"]))
 
     @task(pool=SETTINGS.pool, queue=SETTINGS.queue, task_display_name="准确性")
     def accuracy(order: dict[str, Any]) -> None:

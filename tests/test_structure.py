@@ -24,7 +24,7 @@ LAYERS = (
     # Words that everything uses; they know nothing of ours.
     {"", "errors", "schemas", "health", "watchdog", "logs", "provenance", "verdict", "airflow_plugin"},
     # What surrounds a run.
-    {"settings", "deployment"},
+    {"settings", "deployment", "dag_defaults"},
     # Where things lie, and the ways to read and write them.
     {"storage", "warehouse", "parts", "embeddings", "manifests", "database", "migrations", "migrations.*"},
     # Pictures and what is known of labels.
@@ -35,7 +35,7 @@ LAYERS = (
     {"tracking"},
     {"registration", "checkpoint"},
     {"registry"},
-    {"packed"},
+    {"packed", "isolation"},
     {"promotion"},
     # From a catalog to a plan.
     {"fetch", "catalog", "planning"},
@@ -44,9 +44,9 @@ LAYERS = (
     # From rows to what people and shops read.
     {"publish", "published", "review", "review.*", "report", "summary"},
     # What a model is judged by.
-    {"badcases", "holdout"},
+    {"badcases", "badcases.*", "holdout"},
     # All stages together.
-    {"night"},
+    {"night", "rollout"},
     # How it is driven.
     {"servers", "dagprocess", "dagrun", "doctor", "demo", "shardprocess"},
     {"cli", "cli.*"},

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import structlog
 
-from wwts_ops import deployment, planning, publish, published, registry, report, tagging, taxonomy
+from wwts_ops import deployment, packed, planning, publish, published, registry, report, tagging, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.planning import Pin, Request
 from wwts_ops.review import queue
@@ -86,10 +87,7 @@ def plan(settings: Settings, wanted: Order, executor: str) -> Night | None:
         request = Request(date=wanted.date, pin=Pin("", "", "", "", ""), limit=wanted.limit)
         _log_proposal(planning.propose(store, settings, request), wanted)
         return None
-    model = registry.resolve(settings, wanted.model_version)
-    names = taxonomy.ensure(store, settings.forced_review)
-    pin = Pin(model.name, model.version, model.sha256, model.backbone_sha256, names.version)
-    request = Request(date=wanted.date, pin=pin, limit=wanted.limit)
+    request = Request(date=wanted.date, pin=_pin(store, settings, wanted), limit=wanted.limit)
     proposal = planning.propose(store, settings, request)
     while not proposal.is_empty and planning.commit(store, proposal) is None:
         # Another starter planned at the same moment: what it planned is no longer new.
@@ -103,6 +101,26 @@ def plan(settings: Settings, wanted: Order, executor: str) -> Night | None:
     ]
     run_keys = [one.run_key for one in open_plans]
     return {"date": wanted.date.isoformat(), "run_keys": run_keys, "shards": todo[:_MAX_MAPPED]}
+
+
+def _pin(store: Store, settings: Settings, wanted: Order) -> Pin:
+    """What to tag with. A version whose files are not whole is refused here, before a plan is bound to it."""
+    if wanted.model_version is None:
+        found = registry.champion_or_cached(settings)
+    else:
+        found = registry.Resolved(registry.resolve(settings, wanted.model_version))
+        registry.provide(settings, found.model)
+    model, away = found.model, found.away_since
+    names = taxonomy.ensure(store, settings.forced_review)
+    return Pin(
+        model.name,
+        model.version,
+        model.sha256,
+        model.backbone_sha256,
+        names.version,
+        model.code_sha256,
+        "" if away is None else away.isoformat(),
+    )
 
 
 def _log_proposal(proposal: planning.Proposal, wanted: Order) -> None:
@@ -123,12 +141,36 @@ def _log_proposal(proposal: planning.Proposal, wanted: Order) -> None:
 
 
 def tag_shard(settings: Settings, run_key: str, shard: int) -> dict[str, Any]:
-    """Tags one shard of one plan; see :func:`wwts_ops.tagging.tag`."""
+    """Tags one shard of one plan; see :func:`wwts_ops.tagging.tag`.
+
+    With a version that other code was packed with, a process of its own does so, under that code.
+    """
     store = Store.of(settings)
     frozen = planning.read(store, run_key)
-    model = ModelVersion(frozen.model_name, frozen.model_version, frozen.model_sha256, frozen.backbone_sha256)
+    model = _model(frozen)
+    if not packed.differs(model) or store.exists(Shard(frozen, shard).marker):
+        return tag_here(settings, run_key, shard)
+    packed.run(settings, model, run_key, shard)
+    return store.read_json(Shard(frozen, shard).marker)
+
+
+def tag_here(settings: Settings, run_key: str, shard: int) -> dict[str, Any]:
+    """Tags one shard of one plan under the running code, whatever was packed with the version."""
+    store = Store.of(settings)
+    frozen = planning.read(store, run_key)
+    model = _model(frozen)
     return tagging.tag(
         store, settings, Shard(frozen, shard), lambda: _machine(settings, model, frozen.taxonomy_version)
+    )
+
+
+def _model(frozen: planning.Plan) -> ModelVersion:
+    return ModelVersion(
+        frozen.model_name,
+        frozen.model_version,
+        frozen.model_sha256,
+        frozen.backbone_sha256,
+        frozen.code_sha256,
     )
 
 
@@ -157,7 +199,9 @@ def build_report(settings: Settings, night: Night) -> str:
     for older in sorted({one.date for one in plans} - {night["date"]}):
         report.build(store, settings, dt.date.fromisoformat(older))
     page = store.path(report.build(store, settings, dt.date.fromisoformat(night["date"])))
-    log.info("night_done", **_sums(store, plans), report=page, **_published(store))
+    tonight = [one for one in plans if one.date == night["date"]]
+    told = report.notices(tonight, ZoneInfo(settings.timezone))
+    log.info("night_done", **_sums(store, plans), report=page, notices=told, **_published(store))
     return page
 
 

@@ -9,7 +9,6 @@ The *latest* plan row of an image, by sequence and not by clock, says what the c
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import statistics
@@ -31,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 
-from wwts_ops import catalog
+from wwts_ops import catalog, digest
 from wwts_ops.catalog import Source
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.images import TRANSIENT_REASONS
@@ -58,7 +57,6 @@ _MAX_REPORTED = 100
 _SMALL_LOSS = 20
 #: Runs, and images in a run, from which the speed of a night is learned.
 _SPEED_RUNS, _SPEED_IMAGES = 7, 100
-_DIGEST_ROWS = 65_536
 _FINGERPRINT = ("size", "mtime", "etag")
 _HASH = "hash({})"  # finds suspects only; a test makes all of them collide
 #: A folder above the store may be called `uri=1`: that is no column of ours.
@@ -68,13 +66,20 @@ _PART = re.compile(r"part-(?P<run_key>.+)-\d+\.parquet")
 
 @dataclass(frozen=True)
 class Pin:
-    """The model version and the taxonomy version that a run uses."""
+    """The model version and the taxonomy version that a run uses.
+
+    Attributes:
+        code_sha256: of the recognition code packed with the version; empty when nobody noted it.
+        away_since: with MLflow away, when it last named this version champion (ISO, UTC); empty when it answered.
+    """
 
     model_name: str
     model_version: str
     model_sha256: str
     backbone_sha256: str
     taxonomy_version: str
+    code_sha256: str = ""
+    away_since: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ class Plan:
         broken_rows: rows that could not be used.
         broken: the first 100 of them, as ``line``, ``image_id`` and ``reason``.
         skipped: files of a folder that are no images.
+
+    What the run uses (``model_name`` and so on) is as in :class:`Pin`.
     """
 
     run_key: str
@@ -130,6 +137,9 @@ class Plan:
     broken_rows: int
     broken: tuple[dict[str, Any], ...]
     skipped: int
+    # Plans of earlier releases do not have these.
+    code_sha256: str = ""
+    away_since: str = ""
 
     def to_json(self) -> str:
         """As stored in the Parquet metadata."""
@@ -345,7 +355,8 @@ def _propose(store: Store, settings: Settings, request: Request, history: _Histo
         delisted=table.num_rows - images,
         carried_over=found - images,
     )
-    return Proposal(replace(plan, run_key=f"{plan.date}-{_digest(plan, table)[:12]}"), table)
+    # The header holds the sequence: a plan's number is part of its digest.
+    return Proposal(replace(plan, run_key=f"{plan.date}-{digest.sha256(plan.to_json().encode(), table)[:12]}"), table)
 
 
 @contextmanager
@@ -580,20 +591,3 @@ def _describe(con: duckdb.DuckDBPyConnection, source: Source, request: Request, 
 
 def _count(con: duckdb.DuckDBPyConnection, rows: str) -> int:
     return int(con.execute(f"SELECT count(*) FROM {rows}").fetchall()[0][0])
-
-
-def _digest(plan: Plan, table: pa.Table) -> str:
-    """SHA-256 over header (which holds the sequence: a plan's number is part of it) and rows.
-
-    Columns are hashed as lengths and bytes, in pieces of a fixed size, because Arrow's own bytes depend on how a
-    table came to be.
-    """
-    digest = hashlib.sha256(replace(plan, run_key="").to_json().encode())
-    for start in range(0, table.num_rows, _DIGEST_ROWS):
-        piece = table.slice(start, _DIGEST_ROWS)
-        for name in table.column_names:
-            text = piece[name].cast(pa.int64()) if pa.types.is_timestamp(piece[name].type) else piece[name]
-            text = text.cast(pa.string())
-            digest.update(pc.fill_null(pc.binary_length(text), -1).to_numpy().astype("<i4").tobytes())
-            digest.update("".join(pc.fill_null(text, "").to_pylist()).encode())
-    return digest.hexdigest()

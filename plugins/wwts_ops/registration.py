@@ -6,7 +6,7 @@ import hashlib
 import io
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -165,9 +165,21 @@ def _example() -> bytes:
     return out.getvalue()
 
 
-def code_sha256() -> str:
-    """Of the recognition closure of the running code: what a version's tags depend on besides its weights."""
-    digest = hashlib.sha256()
-    for name in RECOGNITION:
-        digest.update(name.encode() + b"\0" + (Path(__file__).parent / name).read_bytes())
-    return digest.hexdigest()
+def code_sha256(package: Path | None = None) -> str:
+    """Of a recognition closure: what a version's tags depend on besides its weights.
+
+    SHA-256 over what ``sha256sum`` prints of its files, sorted by name.
+
+    Args:
+        package: the packed folder ``wwts_ops``, every file of which counts; without it that of the running code.
+    """
+    found = file_hashes(Path(__file__).parent, RECOGNITION) if package is None else file_hashes(package)
+    return hashlib.sha256("".join(f"{found[name]}  {name}\n" for name in sorted(found)).encode()).hexdigest()
+
+
+def file_hashes(package: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """SHA-256 of files of a package by their relative names: of ``names``, or of all but compiled ones."""
+    if names is None:
+        found = (path.relative_to(package) for path in package.rglob("*") if path.is_file())
+        names = [path.as_posix() for path in found if "__pycache__" not in path.parts]
+    return {name: hashlib.sha256((package / name).read_bytes()).hexdigest() for name in names}

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from wwts_ops import registration, tracking
-from wwts_ops.errors import WwtsError
+from wwts_ops import cache, registration, tracking
+from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
-from wwts_ops.storage import appearing
+from wwts_ops.storage import Store
 from wwts_ops.tagger import Tagger, load
 from wwts_ops.tracking import ModelVersion
 
@@ -37,14 +36,47 @@ class Listed:
     registered: str
 
 
+@dataclass(frozen=True)
+class Resolved:
+    """The champion of a night.
+
+    Attributes:
+        model: the version.
+        away_since: with MLflow away, when it last named this champion (UTC); None when it did so just now.
+    """
+
+    model: ModelVersion
+    away_since: datetime | None = None
+
+
 def champion(settings: Settings) -> ModelVersion | None:
     """The version that alias ``champion`` names now, or None.
 
     Raises:
         UnavailableError: when MLflow does not answer.
     """
-    with tracking.connected(settings) as client:
-        return _champion(client, settings.model_name)
+    found = _asked(settings)
+    _remember(settings, found)
+    return found
+
+
+def champion_or_cached(settings: Settings) -> Resolved:
+    """The champion for a night, its files in the cache; with MLflow away, the one that it last named here.
+
+    With an empty registry, the embedded default is registered as champion first.
+
+    Raises:
+        UnavailableError: when MLflow does not answer, and none was remembered or its files are not whole.
+        WwtsError: when there is no champion, or what MLflow holds is not what was registered.
+    """
+    try:
+        found = _asked(settings)
+    except UnavailableError as away:
+        return _remembered(settings, away)
+    model = found or ensure_champion(settings)
+    _remember(settings, model)
+    provide(settings, model)
+    return Resolved(model)
 
 
 def exists(settings: Settings) -> bool:
@@ -86,21 +118,26 @@ def ensure_champion(settings: Settings) -> ModelVersion:
         UnavailableError: when MLflow does not answer.
         WwtsError: when versions exist but none is champion: only a person can say which one to use.
     """
-    with _one_at_a_time(settings), tracking.connected(settings) as client:
-        found = _champion(client, settings.model_name)
-        if found:
-            return found
-        versions = sorted(client.search_model_versions(f"name='{settings.model_name}'"), key=lambda v: int(v.version))
-        embedded = [entry for entry in versions if registration.EMBEDDED_TAG in entry.tags]
-        if len(embedded) != len(versions):
-            raise WwtsError(
-                f"Model {settings.model_name} has versions but no alias '{CHAMPION}'; "
-                "set it in MLflow on the version that should tag."
-            )
-        first = ModelVersion.of(embedded[0]) if embedded else registration.register_embedded(settings)
-        client.set_registered_model_alias(settings.model_name, CHAMPION, first.version)
-        log.info("champion_set", model=settings.model_name, version=first.version)
-        return first
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
+    # Two first nights on one machine register one default, not two.
+    with cache.locked(settings.state_dir / ".registry.lock"), tracking.connected(settings) as client:
+        found = _champion(client, settings.model_name) or _first(client, settings)
+    _remember(settings, found)
+    return found
+
+
+def _first(client: Any, settings: Settings) -> ModelVersion:
+    versions = sorted(client.search_model_versions(f"name='{settings.model_name}'"), key=lambda v: int(v.version))
+    embedded = [entry for entry in versions if registration.EMBEDDED_TAG in entry.tags]
+    if len(embedded) != len(versions):
+        raise WwtsError(
+            f"Model {settings.model_name} has versions but no alias '{CHAMPION}'; "
+            "set it in MLflow on the version that should tag."
+        )
+    first = ModelVersion.of(embedded[0]) if embedded else registration.register_embedded(settings)
+    client.set_registered_model_alias(settings.model_name, CHAMPION, first.version)
+    log.info("champion_set", model=settings.model_name, version=first.version)
+    return first
 
 
 def resolve(settings: Settings, version: str | None) -> ModelVersion:
@@ -108,6 +145,7 @@ def resolve(settings: Settings, version: str | None) -> ModelVersion:
 
     Raises:
         WwtsError: when there is no such version.
+        UnavailableError: when MLflow does not answer.
     """
     if version is None:
         return ensure_champion(settings)
@@ -115,7 +153,7 @@ def resolve(settings: Settings, version: str | None) -> ModelVersion:
 
     with tracking.connected(settings) as client:
         try:
-            return ModelVersion.of(client.get_modelModelVersion.of(settings.model_name, version))
+            return ModelVersion.of(client.get_model_version(settings.model_name, version))
         except MlflowException as error:
             if error.error_code not in tracking.ABSENT:
                 raise
@@ -123,18 +161,57 @@ def resolve(settings: Settings, version: str | None) -> ModelVersion:
 
 
 def fetch(settings: Settings, model: ModelVersion) -> Tagger:
-    """The tagger's files in the local cache, verified; downloaded when they are not there yet.
+    """The tagger's files in the local cache, verified; downloaded when they are not there, or damaged.
+
+    Raises:
+        WwtsError: when what MLflow holds is not what was registered; the cache stays as it was.
+        UnavailableError: when MLflow does not answer.
+    """
+
+    def fill(folder: Path) -> None:
+        with tracking.connected(settings) as client:
+            _download_tagger(client, model, folder)
+
+    return cache.kept(_tagger_folder(settings, model), lambda folder: _tagger(folder, model), fill)
+
+
+def provide(settings: Settings, model: ModelVersion) -> None:
+    """Puts all that tagging with a version takes into the cache.
 
     Raises:
         WwtsError: when what MLflow holds is not what was registered.
+        UnavailableError: when MLflow does not answer.
     """
-    target = settings.state_dir / "models" / model.sha256
-    if not target.exists():
-        # Verified before it is in the cache, where it would otherwise stay wrong after MLflow was mended.
-        with tracking.connected(settings), appearing(target) as folder:
-            _download(model, folder)
-            _verified(folder, model)
-    return _verified(target, model)
+    fetch(settings, model)
+    if model.code_sha256:
+        code(settings, model)
+
+
+def code(settings: Settings, model: ModelVersion) -> Path:
+    """A folder that holds the package ``wwts_ops`` as it was packed with a version: the closure of recognition.
+
+    In the local cache, verified; downloaded when it is not there, or damaged. The running code is not asked for.
+
+    Raises:
+        WwtsError: when nobody noted the code's hash, or what MLflow holds is not what was registered.
+        UnavailableError: when MLflow does not answer.
+    """
+    if not model.code_sha256:
+        raise WwtsError(f"{model} has no tag code_sha256: nobody knows its code. Register it again.")
+
+    def fill(folder: Path) -> None:
+        if model.code_sha256 == registration.code_sha256():
+            registration.stage_code(folder)
+            return
+        with tracking.connected(settings) as client:
+            _download_code(client, model, folder)
+
+    return cache.kept(_code_folder(settings, model), lambda folder: _code(folder, model), fill)
+
+
+def _asked(settings: Settings) -> ModelVersion | None:
+    with tracking.connected(settings, tracking.ANSWER_SECONDS) as client:
+        return _champion(client, settings.model_name)
 
 
 def _champion(client: Any, name: str) -> ModelVersion | None:
@@ -148,29 +225,116 @@ def _champion(client: Any, name: str) -> ModelVersion | None:
         raise
 
 
-def _download(model: ModelVersion, folder: Path) -> None:
-    import mlflow
+# ------------------------------------------------------------------ from MLflow
 
-    uri = f"models:/{model.name}/{model.version}"
-    with tempfile.TemporaryDirectory(prefix="wwts-fetch-") as name:
-        path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=name)
-        found = [entry.parent for entry in Path(path).rglob("tagger.json")]
+
+def _download_tagger(client: Any, model: ModelVersion, folder: Path) -> None:
+    with _downloaded(client, model, "") as path:
+        found = [entry.parent for entry in path.rglob("tagger.json")]
         if not found:
-            raise WwtsError(f"{uri} holds no tagger; its upload was cut off. Register it again.")
+            raise WwtsError(f"{model} holds no tagger; its upload was cut off. Register it again.")
         shutil.copytree(found[0], folder, dirs_exist_ok=True)
 
 
-def _verified(folder: Path, model: ModelVersion) -> Tagger:
-    tagger = load(folder)
-    if tagger.sha256 != model.sha256:
-        raise WwtsError(f"The files of {model.name} version {model.version} are not those that were registered.")
-    return tagger
+def _download_code(client: Any, model: ModelVersion, folder: Path) -> None:
+    with _downloaded(client, model, "/code") as path:
+        package = path / "wwts_ops"
+        if not package.is_dir():
+            raise WwtsError(f"{model} holds no code; its upload was cut off. Register it again.")
+        # What Python compiled of it somewhere else would be run without a look at the source.
+        shutil.copytree(package, folder / "wwts_ops", ignore=shutil.ignore_patterns("__pycache__"))
 
 
 @contextmanager
-def _one_at_a_time(settings: Settings) -> Iterator[None]:
-    """Two first nights on one machine register one default, not two."""
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
-    with (settings.state_dir / ".registry.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
+def _downloaded(client: Any, model: ModelVersion, below: str) -> Iterator[Path]:
+    """What MLflow holds of a version, or of a folder of it, for as long as the block lasts.
+
+    Raises:
+        WwtsError: when its upload did not end.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    entry = client.get_model_version(model.name, model.version)
+    # A version can be registered by hand while its files are still on their way.
+    status = client.get_logged_model(entry.model_id).status if entry.model_id else entry.status
+    if status != "READY":
+        raise WwtsError(f"{model} is not whole: MLflow calls its upload {status}. Register it again.")
+    with tempfile.TemporaryDirectory(prefix="wwts-fetch-") as name:
+        try:
+            uri = f"models:/{model.name}/{model.version}{below}"
+            path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=name)
+        except MlflowException as error:
+            if error.error_code not in tracking.ABSENT:
+                raise
+            raise WwtsError(f"{model} has no files in MLflow any more; register it again.") from error
+        yield Path(path)
+
+
+# ------------------------------------------------------------------ the cache
+
+
+def _tagger_folder(settings: Settings, model: ModelVersion) -> Path:
+    return settings.state_dir / "models" / model.sha256
+
+
+def _code_folder(settings: Settings, model: ModelVersion) -> Path:
+    return settings.state_dir / "models" / f"code-{model.code_sha256}"
+
+
+def _tagger(folder: Path, model: ModelVersion) -> Tagger:
+    tagger = load(folder)
+    if tagger.sha256 != model.sha256:
+        raise WwtsError(f"The files of {model} are not those that were registered.")
+    return tagger
+
+
+def _code(folder: Path, model: ModelVersion) -> Path:
+    if registration.code_sha256(folder / "wwts_ops") != model.code_sha256:
+        raise WwtsError(f"The code of {model} is not what was registered with it.")
+    return folder
+
+
+def _is_cached(settings: Settings, model: ModelVersion) -> bool:
+    """Whether all that tagging with a version takes is here and whole."""
+    if cache.whole(_tagger_folder(settings, model), lambda folder: _tagger(folder, model)) is None:
+        return False
+    if model.code_sha256 in ("", registration.code_sha256()):
+        return True
+    return cache.whole(_code_folder(settings, model), lambda folder: _code(folder, model)) is not None
+
+
+# ------------------------------------------------------------------ MLflow away
+
+
+def _note(settings: Settings) -> tuple[Store, str]:
+    return Store(str(settings.state_dir / "models")), f"champion-{settings.model_name}.json"
+
+
+def _remember(settings: Settings, found: ModelVersion | None) -> None:
+    """Notes what MLflow said last, whatever it was: a night without it must not tag with what was rolled back."""
+    store, key = _note(settings)
+    if found is None:
+        store.delete(key)
+        return
+    registry = tracking.shown(settings.resolved_tracking_uri)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    store.write_json(key, {"registry": registry, "model": asdict(found), "resolved_at": now})
+
+
+def _remembered(settings: Settings, away: UnavailableError) -> Resolved:
+    store, key = _note(settings)
+    try:
+        note = store.read_json(key)
+        model, since = ModelVersion(**note["model"]), datetime.fromisoformat(note["resolved_at"])
+        same = note["registry"] == tracking.shown(settings.resolved_tracking_uri)
+    except FileNotFoundError:
+        raise UnavailableError(f"{away} No champion was confirmed on this machine before.") from away
+    except (WwtsError, KeyError, TypeError, ValueError) as error:
+        raise UnavailableError(f"{away} {store.path(key)} is damaged, too ({error}).") from away
+    if not same or model.name != settings.model_name:
+        raise UnavailableError(f"{away} The champion remembered here is that of another registry.") from away
+    if not _is_cached(settings, model):
+        raise UnavailableError(f"{away} The champion remembered here, {model}, is not whole in the cache.") from away
+    log.warning("champion_from_cache", version=model.version, resolved_at=since.isoformat(), why=str(away))
+    return Resolved(model, since)

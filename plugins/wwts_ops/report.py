@@ -194,6 +194,7 @@ class Report:
     broken_rows: int = 0
     broken: tuple[BrokenRow, ...] = ()
     published: Published | None = None
+    notices: tuple[str, ...] = ()
 
     @property
     def quarantined(self) -> int:
@@ -223,7 +224,7 @@ def build(store: Store, settings: Settings, date: date) -> str:
     Raises:
         UnavailableError: when the store refuses.
     """
-    report = replace(gather(store, date), timezone=settings.timezone)
+    report = gather(store, date, settings.timezone)
     if report.published is None:
         report = replace(report, release=settings.release or "shadow")
     key = f"reports/date={date.isoformat()}/index.html"
@@ -231,7 +232,7 @@ def build(store: Store, settings: Settings, date: date) -> str:
     return key
 
 
-def gather(store: Store, date: date) -> Report:
+def gather(store: Store, date: date, timezone: str = "Asia/Shanghai") -> Report:
     """Counts what the runs of ``date`` did; memory does not grow with the length of the tag lists.
 
     Raises:
@@ -240,7 +241,8 @@ def gather(store: Store, date: date) -> Report:
     plans = [plan for plan in planning.claimed(store) if str(plan.date) == date.isoformat()]
     pointer = published.current(store)
     report = replace(
-        Report(date, datetime.now(UTC)),
+        Report(date, datetime.now(UTC), timezone),
+        notices=notices(plans, ZoneInfo(timezone)),
         runs=tuple(_run(store, plan) for plan in plans),
         delisted=sum(plan.delisted for plan in plans),
         published=None if pointer is None else _published(pointer.value),
@@ -266,6 +268,16 @@ def _run(store: Store, plan: planning.Plan) -> Run:
         shards_done=len(markers),
         images_done=sum(int(marker["images"]) for marker in markers),
         seconds=sum(float(marker["seconds"]) for marker in markers),
+    )
+
+
+def notices(plans: Iterable[planning.Plan], zone: ZoneInfo) -> tuple[str, ...]:
+    """What was out of the ordinary when ``plans`` were made, a Chinese sentence each."""
+    away = dict.fromkeys((plan.model_version, plan.away_since) for plan in plans if plan.away_since)
+    return tuple(
+        f"模型登记服务（MLflow）当晚无法访问，沿用最近一次确认的模型第 {_text(version)} 版"
+        f"（{datetime.fromisoformat(since).astimezone(zone):%m-%d %H:%M} 确认）。"
+        for version, since in away
     )
 
 

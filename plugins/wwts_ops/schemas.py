@@ -115,6 +115,27 @@ TAXONOMY = pa.schema(
     ]
 )
 
+#: One row a bad case, in the order they were added; ``retired_*`` are null while it is in force. Times are UTC.
+BADCASES = pa.schema(
+    [
+        pa.field("content_sha256", pa.string(), nullable=False),
+        pa.field("accepted", pa.list_(pa.field("element", pa.string())), nullable=False),
+        pa.field("forbidden", pa.list_(pa.field("element", pa.string())), nullable=False),
+        pa.field("slices", pa.list_(pa.field("element", pa.string())), nullable=False),
+        pa.field("owner", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("never_regress", pa.bool_(), nullable=False),
+        pa.field("starter", pa.bool_(), nullable=False),
+        pa.field("image_id", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("added_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("added_by", pa.string(), nullable=False),
+        pa.field("retired_at", pa.timestamp("us", tz="UTC")),
+        pa.field("retired_by", pa.string()),
+        pa.field("retired_reason", pa.string()),
+    ]
+)
+
 
 def embeddings_schema(dimension: int) -> pa.Schema:
     """The embeddings schema that says how many float16 one row holds."""

@@ -47,6 +47,7 @@ def night(event: Mapping[str, Any]) -> str:
         )
         lines.append(f"  标签数据    {event['published']}")
     lines.append(f"  日报        {event['report']}")
+    lines += [f"  注意        {notice}" for notice in event.get("notices", ())]
     return "\n".join(lines)
 
 

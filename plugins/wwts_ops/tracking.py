@@ -21,6 +21,12 @@ _LASTING = frozenset(
 )
 
 
+#: Seconds to wait for an answer that only looks something up: a server that hangs costs a night half a minute.
+ANSWER_SECONDS = 10
+#: Seconds to wait where files go up or down: a server that keeps them in a bucket first moves them there itself.
+TRANSFER_SECONDS = 60
+
+
 @dataclass(frozen=True)
 class ModelVersion:
     """A registered version, resolved once a run.
@@ -38,6 +44,10 @@ class ModelVersion:
     sha256: str
     backbone_sha256: str
     code_sha256: str = ""
+
+    def __str__(self) -> str:
+        """As people call it."""
+        return f"{self.name} version {self.version}"
 
     @classmethod
     def of(cls, entry: Any) -> ModelVersion:
@@ -57,8 +67,13 @@ class ModelVersion:
 
 
 @contextmanager
-def connected(settings: Settings) -> Iterator[Any]:
+def connected(settings: Settings, seconds: int = TRANSFER_SECONDS) -> Iterator[Any]:
     """A client of the configured server, which MLflow's own functions then speak to as well.
+
+    Args:
+        settings: which server.
+        seconds: that it may take to answer a request, which is asked three times; ``MLFLOW_HTTP_REQUEST_TIMEOUT``
+            and ``MLFLOW_HTTP_REQUEST_MAX_RETRIES`` come first.
 
     Raises:
         WwtsError: when MLflow refuses what was asked.
@@ -75,12 +90,12 @@ def connected(settings: Settings) -> Iterator[Any]:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _tracking(uri):
+        with _tracking(uri), _patience(seconds):
             yield mlflow.MlflowClient(tracking_uri=uri)
     # The causes are left out of the traceback: their own words hold the URI with its password.
     except MlflowException as error:
         if error.error_code in _LASTING:
-            raise WwtsError(f"MLflow at {_shown(uri)} refuses: {_shown(str(error))}") from None
+            raise WwtsError(f"MLflow at {shown(uri)} refuses: {shown(str(error))}") from None
         raise _unavailable(uri, error) from None
     except (SQLAlchemyError, OSError) as error:
         raise _unavailable(uri, error) from None
@@ -111,10 +126,24 @@ def _tracking(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(before)
 
 
+@contextmanager
+def _patience(seconds: int) -> Iterator[None]:
+    """Sets how long MLflow's functions wait, unless somebody else did; they read it at every request."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(seconds)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def _unavailable(uri: str, error: Exception) -> UnavailableError:
-    return UnavailableError(f"MLflow at {_shown(uri)} does not answer as it should: {_shown(str(error))}")
+    return UnavailableError(f"MLflow at {shown(uri)} does not answer as it should: {shown(str(error))}")
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """``text`` without the user, password or token of any URI in it."""
     return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", re.sub(r"://[^/\s]*@", "://***@", text))

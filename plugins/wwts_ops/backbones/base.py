@@ -11,7 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 
-_KERNEL = "bicubic-antialias"
+
+@dataclass(frozen=True)
+class _Kernel:
+    """How a picture is made smaller.
+
+    Attributes:
+        mode: torch's name of the interpolation; always antialiased.
+        torchvision: the long side is cut to whole pixels and an odd margin of the square is split half to even, as
+            ``torchvision.transforms`` does; otherwise the one is rounded, and the larger margin is right and below.
+    """
+
+    mode: str
+    torchvision: bool
+
+
+_KERNELS = {
+    "bicubic-antialias": _Kernel("bicubic", torchvision=False),
+    "bilinear-antialias": _Kernel("bilinear", torchvision=True),
+    "bicubic-antialias-torchvision": _Kernel("bicubic", torchvision=True),
+}
 #: Long side over short side that is ever resized: far more than the centred square needs, whatever its size.
 _MAX_ASPECT = 32
 
@@ -24,7 +43,9 @@ class Recipe:
         backbone: name in the registry.
         short_side: pixels the picture's short side is resized to.
         input: pixels of the centred square that is cut out of it.
-        kernel: resampling; ``bicubic-antialias`` is the only one (equal to Pillow's BICUBIC within 1/255).
+        kernel: resampling and geometry. ``bicubic-antialias``: equal to Pillow's BICUBIC within 1/255;
+            ``bilinear-antialias`` and ``bicubic-antialias-torchvision``: as torchvision's ``resize`` and
+            ``center_crop``, to the same pixel.
         mean: subtracted from every 0–255 channel.
         std: divides it.
         dimension: length of the embedding.
@@ -36,11 +57,11 @@ class Recipe:
     mean: float
     std: float
     dimension: int
-    kernel: str = _KERNEL
+    kernel: str = "bicubic-antialias"
 
     def __post_init__(self) -> None:
         """Refuses a recipe that this code would not follow, with a ValueError."""
-        if self.kernel != _KERNEL or not 0 < self.input <= self.short_side:
+        if self.kernel not in _KERNELS or not 0 < self.input <= self.short_side:
             raise ValueError(f"this version cannot follow {self}")
 
     def sha256(self, weights: bytes) -> str:
@@ -59,15 +80,23 @@ class Recipe:
         """
         # torch's antialiased uint8 kernel takes a third of Pillow's time for the same pixels, and drops the GIL.
         rgb = _middle(rgb)
-        height, width = rgb.shape[:2]
-        scale = self.short_side / min(height, width)
-        size = (max(self.short_side, round(height * scale)), max(self.short_side, round(width * scale)))
+        kernel = _KERNELS[self.kernel]
+        size = self._size(*rgb.shape[:2])
         pixels = torch.from_numpy(rgb).permute(2, 0, 1).unsqueeze(0)
-        if size != (height, width):
-            pixels = torch.nn.functional.interpolate(pixels, size=size, mode="bicubic", antialias=True)
-        top, left = (size[0] - self.input) // 2, (size[1] - self.input) // 2
+        if size != rgb.shape[:2]:
+            pixels = torch.nn.functional.interpolate(pixels, size=size, mode=kernel.mode, antialias=True)
+        margins = (size[0] - self.input, size[1] - self.input)
+        top, left = (round(margin / 2) if kernel.torchvision else margin // 2 for margin in margins)
         square = pixels[0, :, top : top + self.input, left : left + self.input]
         return np.ascontiguousarray(square.permute(1, 2, 0).numpy())
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that a picture of ``height`` × ``width`` is resized to."""
+        short = min(height, width)
+        if _KERNELS[self.kernel].torchvision:
+            return self.short_side * height // short, self.short_side * width // short
+        scale = self.short_side / short
+        return max(self.short_side, round(height * scale)), max(self.short_side, round(width * scale))
 
 
 def _middle(rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wwts_ops.cli import models, tags, taxonomy
+from wwts_ops.cli import badcases, models, tags, taxonomy
 from wwts_ops.cli.console import out, settings
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(tags.app, name="tags")
 app.add_typer(taxonomy.app, name="taxonomy")
 app.add_typer(models.app, name="models")
+app.add_typer(badcases.app, name="badcases")
 
 #: Why a picture named on the command line cannot be opened.
 _UNOPENED: dict[type[OSError], str] = {
