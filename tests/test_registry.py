@@ -189,7 +189,7 @@ class TestFetched:
         found = registry.fetch(first, registry.ensure_champion(first))
         assert found.sha256 == embedded_tagger.sha256
         assert found.folder == first.state_dir / "models" / embedded_tagger.sha256
-        assert list(found.folder.parent.glob(".*")) == []
+        assert [path.name for path in found.folder.parent.glob(".*")] == [".lock"]
 
     @pytest.mark.parametrize(
         "name", ["backbone.onnx", "backbone.safetensors", "head.safetensors", "tagger.json", "tagger.json.sha256"]
@@ -203,7 +203,9 @@ class TestFetched:
         whole = path.read_bytes()
         path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:] if len(whole) > 100 else b"0" + whole[1:])
         try:
-            with pytest.raises(WwtsError, match="is not the file that was saved"):
+            with pytest.raises(
+                WwtsError, match=f"version 1 .*{name.removesuffix('.sha256')} is not the file that was saved"
+            ):
                 registry.fetch(first, model)
         finally:
             path.write_bytes(whole)
@@ -226,14 +228,17 @@ class TestFetched:
         finally:
             path.with_suffix(".away").rename(path)
 
-    def test_a_damaged_cache_is_told_with_its_folder(self, make_settings: Make, embedded_tagger: Tagger) -> None:
+    def test_a_damaged_cache_of_a_version_that_is_gone_stays_and_is_told(
+        self, make_settings: Make, embedded_tagger: Tagger
+    ) -> None:
         settings = make_settings()
         model = ModelVersion("m", "1", embedded_tagger.sha256, embedded_tagger.backbone_sha256)
         cached = settings.state_dir / "models" / model.sha256
         shutil.copytree(embedded_tagger.folder, cached)
         (cached / "head.safetensors").write_bytes(b"")
-        with pytest.raises(WwtsError, match=r"head\.safetensors is not the file that was saved; delete its folder"):
+        with pytest.raises(WwtsError, match="Model m has no version 1"):
             registry.fetch(settings, model)
+        assert cached.exists()
 
     def test_the_embedded_default_is_the_same_in_every_process(
         self, make_settings: Make, embedded_tagger: Tagger

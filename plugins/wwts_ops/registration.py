@@ -6,8 +6,10 @@ import hashlib
 import io
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import structlog
 
 from wwts_ops import taxonomy as taxonomies
 from wwts_ops import tracking
+from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.provenance import git_sha
 from wwts_ops.settings import Settings
 from wwts_ops.storage import appearing
@@ -53,7 +56,10 @@ REQUIREMENTS = (
     "safetensors",
     "simplejpeg",
     "torch",
+    "torchvision",
 )
+#: A run that registers takes minutes; one that is still open after this was killed.
+_ABANDONED = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,11 @@ def register_embedded(settings: Settings) -> ModelVersion:
 def register(settings: Settings, candidate: Candidate) -> ModelVersion:
     """Registers ``candidate`` as a new version, without an alias.
 
+    The version is made last, together with its tags, and only once what lies in the artifact store was read back and
+    is whole: killed anywhere, there is no version or a whole one.
+
     Raises:
-        UnavailableError: when MLflow does not answer; nothing is registered then.
+        UnavailableError: when MLflow does not answer, or holds other bytes than were sent; nothing is registered then.
     """
     import mlflow
 
@@ -107,19 +116,85 @@ def register(settings: Settings, candidate: Candidate) -> ModelVersion:
         staged = Path(name)
         (staged / "labels.csv").write_bytes(taxonomies.to_csv(Taxonomy("packed", candidate.labels)))
         stage_code(staged / "code")
-        experiment = tracking.experiment(client, settings, EXPERIMENT)
-        with mlflow.start_run(experiment_id=experiment, run_name=candidate.origin):
-            mlflow.set_tags({"mlflow.source.git.commit": git_sha() or "", "wwts.stage": candidate.origin})
-            mlflow.log_params({"backbone": tagger.recipe.backbone, "labels": len(tagger.label_ids), **candidate.params})
-            logged = _log(tagger, staged)
-        tags = {
-            **candidate.tags,
+        hashes = {
             "model_sha256": tagger.sha256,
             "backbone_sha256": tagger.backbone_sha256,
-            "code_sha256": code_sha256(),
+            "code_sha256": code_sha256(staged / "code" / "wwts_ops"),
             "git_sha": git_sha() or "",
         }
-        return ModelVersion.of(mlflow.register_model(logged.model_uri, settings.model_name, tags=tags))
+        with _run(client, tracking.experiment(client, settings, EXPERIMENT), candidate.origin):
+            mlflow.set_tags({"mlflow.source.git.commit": hashes["git_sha"], "wwts.stage": candidate.origin, **hashes})
+            mlflow.log_params({"backbone": tagger.recipe.backbone, "labels": len(tagger.label_ids), **candidate.params})
+            logged = _log(tagger, staged)
+            _verify(client, logged, tagger, staged)
+            tags = {**candidate.tags, **hashes}
+            return ModelVersion.of(mlflow.register_model(logged.model_uri, settings.model_name, tags=tags))
+
+
+def registered(settings: Settings, sha256: str) -> ModelVersion | None:
+    """The newest version that holds the tagger ``sha256`` packed with the running code, or None.
+
+    Raises:
+        UnavailableError: when MLflow does not answer.
+    """
+    wanted = {"model_sha256": sha256, "code_sha256": code_sha256()}
+    with tracking.connected(settings) as client:
+        found = [
+            entry
+            for entry in client.search_model_versions(f"name='{settings.model_name}'")
+            if wanted.items() <= entry.tags.items()
+        ]
+    return ModelVersion.of(max(found, key=lambda entry: int(entry.version))) if found else None
+
+
+@contextmanager
+def _run(client: Any, experiment: str, name: str) -> Iterator[None]:
+    """An MLflow run for what the block does: finished, or failed when the block does not end well.
+
+    Runs that a killed process left open are ended first; a server that was away could not be told then.
+    """
+    import mlflow
+
+    before = int((datetime.now(UTC) - _ABANDONED).timestamp() * 1000)
+    abandoned = f"attributes.status = 'RUNNING' and attributes.start_time < {before}"
+    for run in client.search_runs([experiment], filter_string=abandoned):
+        client.set_terminated(run.info.run_id, status="FAILED")
+    # Nested: whoever registers may be in a run of their own.
+    with mlflow.start_run(experiment_id=experiment, run_name=name, nested=True):
+        yield
+
+
+def _verify(client: Any, logged: Any, tagger: Tagger, staged: Path) -> None:
+    """Reads back what MLflow holds, and refuses it unless it is ready, whole, and what was sent."""
+    import mlflow
+    from mlflow.entities import LoggedModelStatus
+
+    status = client.get_logged_model(logged.model_id).status
+    if status != LoggedModelStatus.READY:
+        raise UnavailableError(f"MLflow calls the uploaded model {status}, not ready; nothing was registered.")
+    with tempfile.TemporaryDirectory(prefix="wwts-verify-") as name:
+        root = Path(mlflow.artifacts.download_artifacts(artifact_uri=logged.model_uri, dst_path=name))
+        faults = [what for what, same in _compared(root, tagger, staged).items() if not same]
+    if faults:
+        raise UnavailableError(
+            f"MLflow's artifact store did not keep what was sent ({', '.join(faults)}); nothing was registered. "
+            "Look after its disk, and try again."
+        )
+
+
+def _compared(root: Path, tagger: Tagger, staged: Path) -> dict[str, bool]:
+    """Whether each part of a downloaded model is what was sent."""
+    try:
+        whole = [load(path.parent).sha256 for path in root.rglob("tagger.json")] == [tagger.sha256]
+    except WwtsError:
+        whole = False
+    packed, labels = root / "code" / "wwts_ops", root / "artifacts" / "labels.csv"
+    return {
+        "the tagger": whole,
+        "its code": packed.is_dir() and code_sha256(packed) == code_sha256(staged / "code" / "wwts_ops"),
+        "its label names": labels.is_file() and labels.read_bytes() == (staged / "labels.csv").read_bytes(),
+        "the model's description": (root / "MLmodel").is_file() and (root / "mlflow_model.py").is_file(),
+    }
 
 
 def _log(tagger: Tagger, staged: Path) -> Any:

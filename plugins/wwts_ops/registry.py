@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -149,15 +150,8 @@ def resolve(settings: Settings, version: str | None) -> ModelVersion:
     """
     if version is None:
         return ensure_champion(settings)
-    from mlflow.exceptions import MlflowException
-
     with tracking.connected(settings) as client:
-        try:
-            return ModelVersion.of(client.get_model_version(settings.model_name, version))
-        except MlflowException as error:
-            if error.error_code not in tracking.ABSENT:
-                raise
-            raise WwtsError(f"Model {settings.model_name} has no version {version}; see `wwts models list`.") from error
+        return ModelVersion.of(_entry(client, settings.model_name, version))
 
 
 def fetch(settings: Settings, model: ModelVersion) -> Tagger:
@@ -209,6 +203,17 @@ def code(settings: Settings, model: ModelVersion) -> Path:
     return cache.kept(_code_folder(settings, model), lambda folder: _code(folder, model), fill)
 
 
+def _entry(client: Any, name: str, version: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code not in tracking.ABSENT:
+            raise
+        raise WwtsError(f"Model {name} has no version {version}; see `wwts models list`.") from error
+
+
 def _asked(settings: Settings) -> ModelVersion | None:
     with tracking.connected(settings, tracking.ANSWER_SECONDS) as client:
         return _champion(client, settings.model_name)
@@ -229,15 +234,21 @@ def _champion(client: Any, name: str) -> ModelVersion | None:
 
 
 def _download_tagger(client: Any, model: ModelVersion, folder: Path) -> None:
-    with _downloaded(client, model, "") as path:
+    with _downloaded(client, model) as path:
         found = [entry.parent for entry in path.rglob("tagger.json")]
         if not found:
             raise WwtsError(f"{model} holds no tagger; its upload was cut off. Register it again.")
         shutil.copytree(found[0], folder, dirs_exist_ok=True)
+    try:
+        load(folder)
+    except WwtsError as error:
+        # Its own advice is for the cache, which is not what is damaged here.
+        what = str(error).replace(f"{folder}/", "").replace(f"{folder}", "it").partition("; delete")[0]
+        raise WwtsError(f"MLflow holds damaged files of {model} ({what}); register it again.") from error
 
 
 def _download_code(client: Any, model: ModelVersion, folder: Path) -> None:
-    with _downloaded(client, model, "/code") as path:
+    with _downloaded(client, model, "code") as path:
         package = path / "wwts_ops"
         if not package.is_dir():
             raise WwtsError(f"{model} holds no code; its upload was cut off. Register it again.")
@@ -246,29 +257,27 @@ def _download_code(client: Any, model: ModelVersion, folder: Path) -> None:
 
 
 @contextmanager
-def _downloaded(client: Any, model: ModelVersion, below: str) -> Iterator[Path]:
-    """What MLflow holds of a version, or of a folder of it, for as long as the block lasts.
+def _downloaded(client: Any, model: ModelVersion, below: str = "") -> Iterator[Path]:
+    """What MLflow holds of a version, or of folder ``below`` of it, for as long as the block lasts.
 
     Raises:
-        WwtsError: when its upload did not end.
+        WwtsError: when its upload did not end, or its files are gone.
     """
-    import mlflow
-    from mlflow.exceptions import MlflowException
+    from mlflow import artifacts
 
-    entry = client.get_model_version(model.name, model.version)
-    # A version can be registered by hand while its files are still on their way.
-    status = client.get_logged_model(entry.model_id).status if entry.model_id else entry.status
+    entry = _entry(client, model.name, model.version)
+    # A version can be registered by hand while its files are still on their way. `model_id` is not kept by servers.
+    logged = re.fullmatch(r"models:/(m-\w+)", entry.source or "")
+    status = client.get_logged_model(logged[1]).status if logged else entry.status
     if status != "READY":
         raise WwtsError(f"{model} is not whole: MLflow calls its upload {status}. Register it again.")
-    with tempfile.TemporaryDirectory(prefix="wwts-fetch-") as name:
-        try:
-            uri = f"models:/{model.name}/{model.version}{below}"
-            path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=name)
-        except MlflowException as error:
-            if error.error_code not in tracking.ABSENT:
-                raise
-            raise WwtsError(f"{model} has no files in MLflow any more; register it again.") from error
-        yield Path(path)
+    uri = f"models:/{model.name}/{model.version}"
+    # Asked for what is not there, a server says what it also says when it is unwell.
+    names = {file.path.rpartition("/")[2] for file in artifacts.list_artifacts(artifact_uri=uri)}
+    if not names or below not in ("", *names):
+        raise WwtsError(f"{model} has lost its files {below} in MLflow; register it again.")
+    with tempfile.TemporaryDirectory(prefix="wwts-fetch-") as folder:
+        yield Path(artifacts.download_artifacts(artifact_uri=f"{uri}/{below}".rstrip("/"), dst_path=folder))
 
 
 # ------------------------------------------------------------------ the cache
@@ -285,13 +294,13 @@ def _code_folder(settings: Settings, model: ModelVersion) -> Path:
 def _tagger(folder: Path, model: ModelVersion) -> Tagger:
     tagger = load(folder)
     if tagger.sha256 != model.sha256:
-        raise WwtsError(f"The files of {model} are not those that were registered.")
+        raise WwtsError(f"The files of {model} are not those that were registered; register it again.")
     return tagger
 
 
 def _code(folder: Path, model: ModelVersion) -> Path:
     if registration.code_sha256(folder / "wwts_ops") != model.code_sha256:
-        raise WwtsError(f"The code of {model} is not what was registered with it.")
+        raise WwtsError(f"The code of {model} is not what was registered with it; register it again.")
     return folder
 
 

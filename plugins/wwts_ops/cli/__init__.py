@@ -75,13 +75,17 @@ def up(
 
 @app.command()
 def init() -> None:
-    """Prepare the store, the model registry and Airflow's pool; what exists is left as it is."""
-    from wwts_ops import registry, servers, taxonomy
+    """Prepare the store, the database, the model registry and Airflow's pool; what exists is left as it is."""
+    from wwts_ops import badcases, database, registry, servers, taxonomy
     from wwts_ops.storage import Store
 
     found = settings()
     names = taxonomy.ensure(Store.of(found), found.forced_review)
     out.print(f"Taxonomy {names.version} is in force.")
+    cases = badcases.ensure(Store.of(found), names)
+    out.print(f"Bad cases {cases.name} are in force ({len(cases.active)} cases).")
+    database.upgrade(found)
+    out.print("The database's tables are up to date.")
     model = registry.ensure_champion(found)
     out.print(f"Model {model.name} version {model.version} is champion.")
     created = servers.init_airflow(found)

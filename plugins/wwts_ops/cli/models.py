@@ -1,6 +1,10 @@
-"""``wwts models``: list."""
+"""``wwts models``: list, import."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -20,4 +24,87 @@ def list_models() -> None:
     for entry in registry.versions(found):
         aliases = ", ".join(entry.aliases)
         table.add_row(entry.version, aliases, entry.backbone_sha256[:12], entry.sha256[:12], entry.registered)
+    out.print(table)
+
+
+@app.command("import")
+def import_model(  # noqa: PLR0913, PLR0917 (one a command-line option)
+    arch: Annotated[str, typer.Option(help="architecture, by its name there, such as resnet50")],
+    weights: Annotated[Path, typer.Option(help=".pth or .safetensors: a state dict, never code")],
+    labels: Annotated[Path, typer.Option(help="a label a line, in the order of training; or id<TAB>name; or CSV")],
+    family: Annotated[str, typer.Option(help="where the architecture comes from")] = "torchvision",
+    namespace: Annotated[
+        str | None, typer.Option(help="before the colon of label ids; default: the labels file's name")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="score from which the model is sure, 0 to 1")] = 0.6,
+    short_side: Annotated[
+        int | None, typer.Option(help="pixels a picture's short side is resized to; default: the architecture's own")
+    ] = None,
+    input_side: Annotated[
+        int | None, typer.Option("--input", help="pixels of the centred square; default: the architecture's own")
+    ] = None,
+    resize: Annotated[str | None, typer.Option(help="bilinear or bicubic; default: the architecture's own")] = None,
+    normalize: Annotated[
+        str | None,
+        typer.Option(
+            help="imagenet (mean and deviation of ImageNet), half (-1 to 1; also GoogLeNet and Inception trained on "
+            "from torchvision's weights), none (0 to 1); default: the architecture's own"
+        ),
+    ] = None,
+) -> None:
+    """Register a checkpoint of yours: any classification architecture of torchvision.
+
+    Weights and labels that do not fit are refused together, before anything is written. The new version is not in use:
+    it goes through the gate first.
+
+    Example: wwts models import --arch resnet50 --weights wwts_model.pth --labels labels_zh.txt
+    """
+    from wwts_ops import checkpoint, registry
+
+    current = settings()
+    given = (family, arch, weights, labels, namespace, threshold, short_side, input_side, resize, normalize)
+    with checkpoint.prepared(current, checkpoint.Request(*given)) as ready:
+        for note in ready.notes:
+            out.print(note, markup=False)
+        # In an empty registry the embedded default comes first: the gate compares with a champion.
+        registry.ensure_champion(current)
+        found = checkpoint.register(current, ready)
+    new = f"{found.new_labels:,} of them new in taxonomy {found.taxonomy}" if found.new_labels else "all known"
+    out.print(
+        f"{found.model.name} version {found.model.version} {'was registered before' if found.existed else 'is new'}: "
+        f"{ready.tagger.recipe.backbone}, {len(ready.labels):,} labels ({new}), model {found.model.sha256[:12]}.",
+        markup=False,
+    )
+    conf = json.dumps({"version": found.model.version})
+    out.print(f"It is not in use. Have it judged next:\n  wwts run evaluate_model --conf '{conf}'", markup=False)
+
+
+@app.command("history")
+def show_history(
+    from_mlflow: Annotated[  # noqa: FBT002 (a command-line option)
+        bool, typer.Option("--from-mlflow", help="rebuild it from MLflow's tags, without our database")
+    ] = False,
+) -> None:
+    """Show who or what moved which alias from which version to which, newest first."""
+    from zoneinfo import ZoneInfo
+
+    from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
+
+    from wwts_ops import promotion
+
+    current = settings()
+    moves = promotion.history_from_tags(current) if from_mlflow else promotion.history(current)
+    table = Table(title=current.model_name, title_justify="left", box=SIMPLE_HEAD, padding=0)
+    for name in ("no.", "time", "alias", "from → to", "action"):
+        table.add_column(name, no_wrap=True)
+    for name in ("actor", "evidence"):
+        table.add_column(name, overflow="fold")
+    for move in reversed(moves):
+        when = move.moved_at.astimezone(ZoneInfo(current.timezone)).strftime("%Y-%m-%d %H:%M")
+        versions = f"{move.from_version or '–'} → {move.to_version or '–'}"
+        cells = (when, move.alias, versions, move.action, move.actor, promotion.in_short(move))
+        table.add_row(str(move.number), *map(escape, cells))
+    if not out.is_terminal:
+        out.width = 10_000  # a move a line, for programs
     out.print(table)

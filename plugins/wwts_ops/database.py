@@ -1,0 +1,243 @@
+"""Our own database: SQLite beside a local store, or PostgreSQL; its tables grow by the migrations beside this file."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import event, exc
+
+from wwts_ops.errors import UnavailableError, WwtsError
+from wwts_ops.settings import Settings
+
+#: Of our own, so that Airflow's or MLflow's migrations in the same database are not taken for ours.
+VERSION_TABLE = "wwts_alembic_version"
+#: Any number that is ours alone: two upgrades of one PostgreSQL wait for each other by it.
+_UPGRADE_LOCK = 0x77777473
+_BUSY_S = 30.0
+_CONNECT_S = 10
+
+
+class UtcDateTime(sa.TypeDecorator[datetime]):
+    """Aware UTC times on every database; SQLite itself forgets the zone."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """To UTC; a time without a zone is a mistake of the caller's."""
+        del dialect
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """From the database, which kept UTC."""
+        del dialect
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = sa.MetaData()
+
+#: One row a registered model: who moves its aliases now, and what they mean to do. Every change raises ``revision``.
+alias_states = sa.Table(
+    "alias_states",
+    metadata,
+    sa.Column("model_name", sa.Text, primary_key=True),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("intent", sa.JSON(none_as_null=True)),
+    sa.Column("run", sa.Text),
+    sa.Column("holder", sa.Text),
+    sa.Column("expires_at", UtcDateTime),
+    sa.CheckConstraint("state IN ('idle', 'moving')", name="alias_states_state"),
+)
+
+#: Every move of an alias there ever was; triggers refuse to change or delete one.
+alias_moves = sa.Table(
+    "alias_moves",
+    metadata,
+    sa.Column("model_name", sa.Text, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("moved_at", UtcDateTime, nullable=False),
+    sa.Column("alias", sa.Text, nullable=False),
+    sa.Column("from_version", sa.Text),
+    sa.Column("to_version", sa.Text),
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+)
+
+
+def exists(settings: Settings) -> bool:
+    """Whether there is a database to ask: looking at what was recorded should not create one."""
+    url = _url(settings.resolved_database_url)
+    return url.get_backend_name() != "sqlite" or Path(str(url.database)).exists()
+
+
+@contextmanager
+def transaction(settings: Settings) -> Iterator[sa.Connection]:
+    """One transaction, committed when the block ends and undone when it fails. On SQLite it is alone from the start.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+        WwtsError: when it refuses what was asked.
+    """
+    text = settings.resolved_database_url
+    engine = _engine(text)
+    # The causes are left out of the traceback: their own words may hold the password.
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+        raise UnavailableError(f"The database {_shown(engine.url)} does not answer: {_told(error, text)}") from None
+    except exc.SQLAlchemyError as error:
+        raise WwtsError(f"The database {_shown(engine.url)} refuses: {_told(error, text)}") from None
+
+
+def now(connection: sa.Connection) -> datetime:
+    """The time that all who share the database agree on, UTC."""
+    if connection.dialect.name == "sqlite":
+        return datetime.now(UTC)  # a file of this machine
+    return connection.execute(sa.select(sa.func.clock_timestamp(type_=UtcDateTime))).scalar_one()
+
+
+def upgrade(settings: Settings) -> None:
+    """Brings the tables to what this code needs; any number of processes may do so at once.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+        WwtsError: when a newer wwts-ops has already changed the tables.
+    """
+    url = _url(settings.resolved_database_url)
+    with _one_at_a_time(url):
+        if url.get_backend_name() == "sqlite":
+            _write_ahead(settings)
+        with transaction(settings) as connection:
+            if _is_current(connection):
+                return
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_UPGRADE_LOCK)))
+            config = _config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")  # does nothing when somebody else did it while we waited
+
+
+def _is_current(connection: sa.Connection) -> bool:
+    if not sa.inspect(connection).has_table(VERSION_TABLE):
+        return False
+    found = connection.execute(sa.text(f"SELECT version_num FROM {VERSION_TABLE}")).scalars().all()
+    unknown = set(found) - set(_revisions())
+    if unknown:
+        raise WwtsError(
+            f"The database is at revision {', '.join(sorted(unknown))}, which this wwts-ops does not know; "
+            "a newer one upgraded it. Install that one, or restore the database from before."
+        )
+    return found == [_revisions()[0]]
+
+
+@cache
+def _revisions() -> tuple[str, ...]:
+    """All that this code knows, newest first."""
+    return tuple(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
+
+
+def _config() -> Config:
+    config = Config()
+    folder = str(Path(__file__).with_name("migrations"))
+    config.set_main_option("script_location", folder.replace("%", "%%"))
+    return config
+
+
+def _one_at_a_time(url: sa.URL) -> AbstractContextManager[None]:
+    return _file_lock(Path(f"{url.database}.lock")) if url.get_backend_name() == "sqlite" else nullcontext()
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    """SQLite's own lock does not cover the change to a write-ahead log."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = path.open("w")
+    except OSError as error:
+        raise UnavailableError(f"The database's folder {path.parent} cannot be written to: {error.strerror}") from error
+    with held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+
+
+def _write_ahead(settings: Settings) -> None:
+    """Readers then never wait for a writer. The file remembers it."""
+    with _engine(settings.resolved_database_url).connect() as connection:
+        raw: Any = connection.connection.driver_connection
+        raw.execute("PRAGMA journal_mode=WAL")
+
+
+@cache
+def _engine(text: str) -> sa.Engine:
+    url = _url(text)
+    backend = url.get_backend_name()
+    # A connection lives as long as its transaction: nothing is inherited by a forked task, or stale after a restart.
+    if backend == "sqlite":
+        engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"timeout": _BUSY_S})
+        event.listen(engine, "connect", _manual_transactions)
+        event.listen(engine, "begin", _begin_immediate)
+        return engine
+    arguments = {"connect_timeout": _CONNECT_S} | dict(url.query)
+    return sa.create_engine(url.set(query={}), poolclass=sa.NullPool, connect_args=arguments)
+
+
+def _manual_transactions(connection: Any, record: object) -> None:
+    """The driver's own begin comes too late: two who read before they write would not wait, but fail."""
+    del record
+    connection.isolation_level = None
+
+
+def _begin_immediate(connection: sa.Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _url(text: str) -> sa.URL:
+    try:
+        url = sa.make_url(text)
+    except (exc.ArgumentError, ValueError):
+        raise WwtsError("WWTS_DATABASE_URL is no SQLAlchemy URL; for example " + _EXAMPLES) from None
+    backend = url.get_backend_name()
+    if backend == "sqlite" and url.database and url.database != ":memory:":
+        return url
+    if backend == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    raise WwtsError(f"WWTS_DATABASE_URL: {_shown(url)} is neither a file of SQLite nor PostgreSQL; write {_EXAMPLES}")
+
+
+_EXAMPLES = "sqlite:////folder/wwts.db or postgresql+psycopg://user:password@host/wwts."
+
+
+def _shown(url: sa.URL) -> str:
+    """Where the database is, without who asks it."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    return f"{url.get_backend_name()}://{url.host or url.query.get('host', 'localhost')}/{url.database or ''}"
+
+
+def _told(error: exc.SQLAlchemyError, text: str) -> str:
+    """The driver's first line, with every form of the password taken out."""
+    url = sa.make_url(text)
+    said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    for secret in (url.password, url.query.get("password")):
+        if secret:
+            said = said.replace(str(secret), "***")
+    return said

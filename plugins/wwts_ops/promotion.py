@@ -1,0 +1,439 @@
+"""Who may become champion: on the verdict that the gate recorded, and on nothing else; and the way back.
+
+:func:`propose` says what is to be decided, a person may agree, :func:`promote` checks all of it again and moves the
+aliases (see ``wwts_ops.moves``). :func:`rollback` needs neither verdict nor approval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import structlog
+
+from wwts_ops import moves, tracking
+from wwts_ops import verdict as verdicts
+from wwts_ops.errors import UnavailableError, WwtsError
+from wwts_ops.moves import CHALLENGER, PREVIOUS, Decided, Move, Order, Situation, history, history_from_tags
+from wwts_ops.provenance import git_sha
+from wwts_ops.registry import CHAMPION
+from wwts_ops.settings import Settings
+from wwts_ops.tracking import ModelVersion
+from wwts_ops.verdict import Outcome, RuleOutcome, Verdict
+
+__all__ = [
+    "Move",
+    "Override",
+    "Proposal",
+    "history",
+    "history_from_tags",
+    "in_short",
+    "nominate",
+    "promote",
+    "propose",
+    "rollback",
+]
+
+log = structlog.get_logger(__name__)
+
+#: Rules that the summary shows; those that did not pass come first.
+_SHOWN = 30
+_OUTCOMES: dict[Outcome, str] = {
+    "passed": "通过",
+    "failed": "**未通过**",
+    "insufficient": "**样本不足**",
+    "advisory": "仅提示",
+}
+
+
+@dataclass(frozen=True)
+class Override:
+    """A person who lets a version that failed become champion.
+
+    Attributes:
+        by: who.
+        reason: why; it stays on the version.
+    """
+
+    by: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a person is asked, in plain JSON values.
+
+    Attributes:
+        version: that is to become champion.
+        sha256: of its tagger.
+        champion_version: that it was compared with.
+        champion_sha256: of that one's tagger.
+        override_by: who overrides a verdict that failed; None when it passed.
+        override_reason: why.
+        summary: Markdown, for the approval.
+        evidence: what the audit keeps of it.
+    """
+
+    version: str
+    sha256: str
+    champion_version: str
+    champion_sha256: str
+    override_by: str | None
+    override_reason: str | None
+    summary: str
+    evidence: dict[str, Any]
+
+
+def propose(settings: Settings, version: str | None, override: Override | None) -> Proposal:
+    """Checks whether ``version`` may become champion, and says what is to be decided.
+
+    Args:
+        settings: which registry.
+        version: its number; None: the one that alias ``challenger`` names.
+        override: for a version that was judged and failed.
+
+    Raises:
+        WwtsError: with every reason why it may not.
+        UnavailableError: when MLflow or the database does not answer.
+    """
+    with _refusals_told("promote", version), tracking.connected(settings, tracking.ANSWER_SECONDS) as client:
+        return _proposal(settings, client, version, override)
+
+
+def promote(settings: Settings, proposal: Proposal, actor: str, approved_by: str | None, run: str) -> tuple[Move, ...]:
+    """Makes the proposed version champion, when all that it was proposed on still holds.
+
+    Args:
+        settings: which registry.
+        proposal: of :func:`propose`.
+        actor: who or what asks.
+        approved_by: who agreed; None when nobody was asked.
+        run: token of the asking run; starting again with the same one continues it.
+
+    Returns:
+        The moves that this run made, also those before it was killed and started again.
+
+    Raises:
+        WwtsError: when it may not (any more), or another promotion is going on.
+        UnavailableError: when MLflow or the database does not answer; start again with the same ``run``.
+    """
+
+    def decide(situation: Situation) -> Decided:
+        _check_unchanged(proposal, _proposal(settings, situation.client, proposal.version, _override(proposal)))
+        evidence = {**proposal.evidence, "approved_by": approved_by, "git_sha": git_sha()}
+        if proposal.override_by:
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            evidence["override"] = {**proposal.evidence["override"], "at": at}
+        targets: dict[str, str | None] = {PREVIOUS: situation.aliases[CHAMPION], CHAMPION: proposal.version}
+        if situation.aliases[CHALLENGER] == proposal.version:
+            targets[CHALLENGER] = None
+        return Decided(targets, evidence)
+
+    with _refusals_told("promote", proposal.version):
+        done = moves.carry_out(settings, Order(run, actor, "promote", WwtsError), decide)
+        _check_arrived(done, proposal.version)
+        return done
+
+
+def rollback(settings: Settings, version: str | None, actor: str, reason: str, run: str) -> tuple[Move, ...]:
+    """Makes a former champion champion again.
+
+    Afterwards ``previous`` names the champion before that one, so that going back twice goes back further.
+
+    Args:
+        settings: which registry.
+        version: a version that was champion before; None: the one that alias ``previous`` names.
+        actor: who or what asks.
+        reason: why; kept in the audit.
+        run: token of the asking run; starting again with the same one continues it.
+
+    Raises:
+        WwtsError: when there is nothing to go back to, or that version never was champion or is not whole.
+        UnavailableError: when MLflow or the database does not answer, or aliases are being moved right now.
+    """
+
+    def decide(situation: Situation) -> Decided:
+        target = version or situation.aliases[PREVIOUS]
+        _check_way_back(settings.model_name, situation, target)
+        name = settings.model_name
+        below = [entry for entry in _below(situation.history, target) if moves.is_there(situation.client, name, entry)]
+        targets = {CHAMPION: target, PREVIOUS: below[-1] if below else None}
+        return Decided(targets, {"reason": reason, "git_sha": git_sha()})
+
+    with _refusals_told("rollback", version):
+        done = moves.carry_out(settings, Order(run, actor, "rollback"), decide)
+        _check_arrived(done, version)
+        return done
+
+
+def nominate(settings: Settings, verdict: Verdict, actor: str, run: str) -> Move | None:
+    """Sets alias ``challenger`` on the version that passed; None when it is there, or the version is champion.
+
+    Raises:
+        WwtsError: when ``verdict`` permits nothing, or is not about what is registered.
+        UnavailableError: when MLflow or the database does not answer, or aliases are being moved right now.
+    """
+    name, version = settings.model_name, verdict.model_version
+    if not verdict.passed or verdict.mode != "enforced":
+        raise WwtsError(f"Version {version} of {name} did not pass an enforced gate; it cannot become {CHALLENGER}.")
+
+    def decide(situation: Situation) -> Decided:
+        if _whole(situation.client, name, version).sha256 != verdict.model_sha256:
+            raise WwtsError(f"The verdict on version {version} of {name} is about another model; evaluate it again.")
+        is_champion = situation.aliases[CHAMPION] == version
+        return Decided({} if is_champion else {CHALLENGER: version}, {"verdict": _kept(verdict), "git_sha": git_sha()})
+
+    done = moves.carry_out(settings, Order(run, actor, "nominate"), decide)
+    return done[-1] if done else None
+
+
+def in_short(move: Move) -> str:
+    """A move's evidence on one line."""
+    verdict, override = move.evidence.get("verdict") or {}, move.evidence.get("override") or {}
+    parts = (
+        ("passed" if verdict["passed"] else "failed") + f" on {verdict['badcases']}" if verdict else None,
+        f"override by {override['by']}: {override['reason']}" if override else None,
+        f"approved by {move.evidence['approved_by']}" if move.evidence.get("approved_by") else None,
+        move.evidence.get("reason") or None,
+        ("noticed by run " if move.action == "adopt" else "run ") + str(move.evidence.get("run")),
+    )
+    return "; ".join(part for part in parts if part)
+
+
+# ------------------------------------------------------------------ may it be promoted
+
+
+def _proposal(settings: Settings, client: Any, version: str | None, override: Override | None) -> Proposal:
+    name = settings.model_name
+    aliases = moves.aliases(client, name)
+    wanted = version or aliases[CHALLENGER]
+    if wanted is None:
+        raise WwtsError(f"No version of {name} is {CHALLENGER}; run evaluate_model on one, or name the version.")
+    if wanted == aliases[CHAMPION]:
+        raise WwtsError(f"Version {wanted} of {name} is {CHAMPION} already; there is nothing to promote.")
+    model = _whole(client, name, wanted)
+    verdict = _verdict(client, model)
+    champion = ModelVersion.of(client.get_model_version(name, aliases[CHAMPION])) if aliases[CHAMPION] else None
+    failed = _failures(verdict)
+    reasons = [*_stale(model, champion, verdict), *([] if override else failed)]
+    if override:
+        reasons += _incomplete(override)
+    if reasons:
+        raise WwtsError("\n- ".join([f"Version {wanted} of {name} cannot become {CHAMPION}:", *reasons]))
+    used = override if failed else None
+    return Proposal(
+        version=wanted,
+        sha256=model.sha256,
+        champion_version=verdict.champion_version,
+        champion_sha256=verdict.champion_sha256,
+        override_by=used.by.strip() if used else None,
+        override_reason=used.reason.strip() if used else None,
+        summary=_summary(settings, verdict, failed, used, _returned(history(settings), wanted)),
+        evidence={
+            "verdict": _kept(verdict),
+            "override": {"by": used.by.strip(), "reason": used.reason.strip()} if used else None,
+        },
+    )
+
+
+def _whole(client: Any, name: str, version: str) -> ModelVersion:
+    """The version, when wwts registered it and its upload was finished."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        entry = client.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code not in tracking.ABSENT:
+            raise
+        raise WwtsError(f"Model {name} has no version {version}; see `wwts models list`.") from error
+    model = ModelVersion.of(entry)
+    if str(entry.status) != "READY" or not _uploaded(client, str(entry.source)):
+        raise WwtsError(f"Version {version} of {name} was not uploaded to its end; register it again.")
+    return model
+
+
+def _uploaded(client: Any, source: str) -> bool:
+    """Whether the logged model behind a version is complete; half-uploaded ones can be registered by hand."""
+    from mlflow.entities import LoggedModelStatus
+    from mlflow.exceptions import MlflowException
+
+    if not source.startswith("models:/"):
+        return False
+    try:
+        return bool(client.get_logged_model(source.removeprefix("models:/")).status == LoggedModelStatus.READY)
+    except MlflowException as error:
+        if error.error_code in tracking.ABSENT:
+            return False
+        raise
+
+
+def _verdict(client: Any, model: ModelVersion) -> Verdict:
+    text = client.get_model_version(model.name, model.version).tags.get(verdicts.TAG)
+    if text is None:
+        raise WwtsError(
+            f"Version {model.version} of {model.name} was never judged; run evaluate_model on it first. "
+            "Without a verdict not even an override lets it pass."
+        )
+    return Verdict.from_tag(text)
+
+
+def _stale(model: ModelVersion, champion: ModelVersion | None, verdict: Verdict) -> list[str]:
+    """Why ``verdict`` says nothing of what is registered now; no override helps."""
+    reasons = []
+    if verdict.mode != "enforced":
+        reasons.append("Its verdict is of a dry run, which permits nothing; run evaluate_model with the gate enforced.")
+    if (verdict.model_version, verdict.model_sha256) != (model.version, model.sha256):
+        reasons.append("Its verdict is about another model than the one registered; run evaluate_model again.")
+    compared = f"It was compared with version {verdict.champion_version}"
+    if champion is None:
+        reasons.append(f"{compared}, but no version is {CHAMPION} now; set the alias in MLflow and evaluate again.")
+    elif champion.version != verdict.champion_version:
+        now = f"but version {champion.version} is {CHAMPION} now"
+        reasons.append(f"{compared}, {now}: the comparison is out of date; run evaluate_model again.")
+    elif champion.sha256 != verdict.champion_sha256:
+        reasons.append(f"{compared}, which has another SHA-256 by now; run evaluate_model again.")
+    return reasons
+
+
+def _failures(verdict: Verdict) -> list[str]:
+    """Why ``verdict`` does not permit a promotion; an override does."""
+    if verdict.passed:
+        return []
+    rules = ", ".join(rule.rule for rule in verdict.rules if rule.outcome in ("failed", "insufficient"))
+    return [*verdict.reasons, f"没有通过的规则：{rules or '无记录'}"]
+
+
+def _incomplete(override: Override) -> list[str]:
+    missing = [what for what, text in (("a person", override.by), ("a reason", override.reason)) if not text.strip()]
+    return [f"An override needs {' and '.join(missing)}."] if missing else []
+
+
+def _kept(verdict: Verdict) -> dict[str, Any]:
+    """What the audit keeps of a verdict; the rest is in the MLflow run."""
+    names = ("run_id", "judged_at", "passed", "badcases", "badcases_sha256", "rules_sha256", "git_sha")
+    kept: dict[str, Any] = verdict.model_dump(mode="json", include=set(names))
+    return kept
+
+
+def _override(proposal: Proposal) -> Override | None:
+    if proposal.override_by is None:
+        return None
+    return Override(proposal.override_by, proposal.override_reason or "")
+
+
+def _check_unchanged(proposal: Proposal, fresh: Proposal) -> None:
+    """What a person agreed to must be what happens."""
+    if fresh.evidence["verdict"] != proposal.evidence["verdict"]:
+        raise WwtsError(
+            f"Version {proposal.version} was judged again after it was proposed; trigger promote_model again."
+        )
+    if fresh != proposal:
+        raise WwtsError(f"Version {proposal.version} changed after it was proposed; trigger promote_model again.")
+
+
+def _check_arrived(done: Sequence[Move], version: str | None) -> None:
+    champion = [move.to_version for move in done if move.alias == CHAMPION]
+    if not champion or champion[-1] != (version or champion[-1]):
+        raise WwtsError(
+            f"Somebody moved {CHAMPION} in MLflow itself while this run was interrupted; theirs was left as it is. "
+            "See `wwts models history`, and trigger a new run."
+        )
+
+
+# ------------------------------------------------------------------ the way back
+
+
+def _check_way_back(name: str, situation: Situation, target: str | None) -> None:
+    if target is None:
+        raise WwtsError(
+            f"There is nothing to go back to: no version of {name} is {PREVIOUS}. "
+            "To go to an older champion, name its version; `wwts models history` shows them."
+        )
+    if target == situation.aliases[CHAMPION]:
+        raise WwtsError(f"Version {target} of {name} is {CHAMPION} already; there is nothing to roll back.")
+    if target not in {move.to_version for move in situation.history if move.alias == CHAMPION}:
+        raise WwtsError(f"Version {target} of {name} never was {CHAMPION}; promote it instead.")
+    _whole(situation.client, name, target)
+
+
+def _below(recorded: Iterable[Move], target: str | None) -> list[str]:
+    """The champions that further rollbacks would go to after one to ``target``; the next one last."""
+    stack: list[str] = []
+    for move in recorded:
+        if move.alias != CHAMPION or move.to_version is None:
+            continue
+        # Promoting a version again makes it the newest; going back to one, by us or in MLflow, forgets what came after.
+        if move.action == "promote":
+            stack = [*(entry for entry in stack if entry != move.to_version), move.to_version]
+        else:
+            stack = [*_before(stack, move.to_version), move.to_version]
+    return _before(stack, target)
+
+
+def _before(stack: list[str], version: str | None) -> list[str]:
+    return stack[: stack.index(version)] if version in stack else stack
+
+
+@contextmanager
+def _refusals_told(action: str, version: str | None) -> Iterator[None]:
+    try:
+        yield
+    except UnavailableError:
+        raise
+    except WwtsError as error:
+        log.warning("promotion_refused", action=action, version=version, reason=str(error))
+        raise
+
+
+# ------------------------------------------------------------------ what a person reads
+
+
+def _returned(recorded: Iterable[Move], version: str) -> datetime | None:
+    """When the version was last rolled back; whoever approves should know."""
+    left = [
+        move for move in recorded if (move.alias, move.action, move.from_version) == (CHAMPION, "rollback", version)
+    ]
+    return left[-1].moved_at if left else None
+
+
+def _summary(
+    settings: Settings, verdict: Verdict, failed: Sequence[str], override: Override | None, returned: datetime | None
+) -> str:
+    result = "未通过，**由人工强制放行**" if override else "通过"
+    zone = ZoneInfo(settings.timezone)
+    judged = verdict.judged_at.astimezone(zone)
+    lines = [
+        f"### 上线新模型：{_cell(settings.model_name)} 版本 {verdict.model_version}",
+        "",
+        f"- **当前启用**：版本 {verdict.champion_version}（`{verdict.champion_sha256[:12]}`）",
+        f"- **候选**：版本 {verdict.model_version}（`{verdict.model_sha256[:12]}`）",
+        f"- **结论**：{result}（{judged:%Y-%m-%d %H:%M} 评测）",
+        f"- **坏例快照**：`{verdict.badcases}`",
+        f"- **评测记录**：MLflow run `{verdict.run_id}`",
+    ]
+    if returned:
+        lines += [f"- **注意**：这个版本上线过，{returned.astimezone(zone):%Y-%m-%d %H:%M} 被回退"]
+    if override:
+        lines += [f"- **强制放行**：{_cell(override.by)}，理由：{_cell(override.reason)}"]
+        lines += ["", "未通过的原因：", *(f"- {_cell(reason)}" for reason in failed)]
+    return "\n".join([*lines, "", *_table(verdict.rules)]) + "\n"
+
+
+def _table(rules: Sequence[RuleOutcome]) -> list[str]:
+    ordered = sorted(rules, key=lambda rule: rule.outcome == "passed")
+    shown = [
+        f"| {_cell(rule.rule)} | {_cell(rule.value)} | {_cell(rule.threshold)} | {_OUTCOMES[rule.outcome]} |"
+        for rule in ordered[:_SHOWN]
+    ]
+    more = [f"\n另有 {len(ordered) - _SHOWN} 条规则，见 MLflow 的版本页。"] if len(ordered) > _SHOWN else []
+    return ["| 规则 | 实测 | 要求 | 结果 |", "| --- | --- | --- | --- |", *shown, *more]
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell of a Markdown table, and makes no link, picture or markup."""
+    escaped = "".join(f"\\{char}" if char in "\\|`*_[]<>#" else char for char in " ".join(text.split()))
+    return escaped or "—"
