@@ -95,6 +95,10 @@ class _Scene:
     def contents(self) -> tuple[str, ...]:
         return tuple(case.content_sha256 for case in self.snapshot.active)
 
+    @property
+    def ever(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(case.content_sha256 for case in self.snapshot.cases))
+
     def serve(self, subject: Subject) -> Serving:
         return Serving(subject, self.names, self.settings)
 
@@ -263,12 +267,13 @@ def _both(scene: _Scene) -> tuple[_Side, _Side]:
 def _embeddings(scene: _Scene, model: ModelVersion, served: Serving) -> dict[str, Array]:
     """``float16 [dimension]`` of each case that can be read: cached, from the night's store, else made now.
 
+    Of retired cases too: what is held out from training is compared with all cases there ever were.
     What is stored was made by some version of our code; it counts only for versions with the running one.
     """
     own_code = model.code_sha256 == registration.code_sha256()
     cached = _cached(scene, model) if own_code else {}
-    found = {**cached, **(_tagged(scene, model, set(scene.contents) - set(cached)) if own_code else {})}
-    missing = [content for content in scene.contents if content not in found]
+    found = {**cached, **(_tagged(scene, model, set(scene.ever) - set(cached)) if own_code else {})}
+    missing = [content for content in scene.ever if content not in found]
     made = served.embed(bad_cases.content(scene.store, content) for content in missing)
     for content, vector in zip(missing, made, strict=True):
         if isinstance(vector, Unreadable):
@@ -280,14 +285,14 @@ def _embeddings(scene: _Scene, model: ModelVersion, served: Serving) -> dict[str
         vectors = np.stack([found[content] for content in new])
         bad_cases.add_embeddings(scene.store, model.backbone_sha256, new, vectors)
     log.info(
-        "badcases_embedded", version=model.version, embedded=len(missing), stored=len(scene.contents) - len(missing)
+        "badcases_embedded", version=model.version, embedded=len(missing), stored=len(scene.ever) - len(missing)
     )
     return found
 
 
 def _cached(scene: _Scene, model: ModelVersion) -> dict[str, Array]:
     contents, vectors = bad_cases.embeddings(scene.store, model.backbone_sha256)
-    wanted = set(scene.contents)
+    wanted = set(scene.ever)
     return {content: vector for content, vector in zip(contents, vectors, strict=True) if content in wanted}
 
 

@@ -40,12 +40,10 @@ def safe_names(names: Iterable[str]) -> dict[str, str]:
     same), or that itself ends like this, ends in eight digits of its own SHA-256.
     """
     wanted = {name: _readable(name) for name in names}
-    folded = Counter(text.casefold() for text in wanted.values())
-
-    def plain(name: str) -> bool:
-        return wanted[name] == name and folded[name.casefold()] == 1 and not _DIGESTED.search(name)
-
-    return {name: name if plain(name) else f"{text}-{_digest(name)}" for name, text in wanted.items()}
+    plain = [name for name, text in wanted.items() if text == name and not _DIGESTED.search(name)]
+    folded = Counter(name.casefold() for name in plain)
+    kept = {name for name in plain if folded[name.casefold()] == 1}
+    return {name: name if name in kept else f"{text}-{_digest(name)}" for name, text in wanted.items()}
 
 
 def flat(reports: Reports) -> dict[str, float]:

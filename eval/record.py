@@ -86,8 +86,9 @@ def write(settings: Settings, judged: Judged, reports: Reports, decision: Decisi
         _bury(client, experiment, judged)
         with _run(client, experiment, judged) as run_id:
             verdict = _verdict(judged, decision, run_id)
+            tag = _compact(verdict).model_dump_json()
             shown = _log(settings, _Logged(client, experiment, judged, reports, verdict, version.notes))
-        version.end(verdict, shown)
+        version.end(verdict, shown, tag)
     log.info("verdict_recorded", version=judged.model.version, passed=verdict.passed, mode=verdict.mode, run_id=run_id)
     return verdict
 
@@ -114,7 +115,7 @@ class _Version:
         if len(waiting) <= description.room(self.notes):
             self._describe(description.above(waiting, self.notes))
 
-    def end(self, verdict: Verdict, shown: str) -> None:
+    def end(self, verdict: Verdict, shown: str, tag: str) -> None:
         outcome = "passed" if verdict.passed else "failed"
         if verdict.mode == "dry_run":
             self._set(DRY_RUN, outcome)
@@ -124,8 +125,9 @@ class _Version:
         for stale in {key for key in self._tags if key.startswith(RULE)} - tags.keys():
             self._client.delete_model_version_tag(*self._at, stale)
         for key, value in tags.items():
-            self._set(key, value)
-        self._set(TAG, _compact(verdict).model_dump_json())
+            if self._tags.get(key) != value:  # a request each
+                self._set(key, value)
+        self._set(TAG, tag)
         self._set(GATE, outcome)
 
     def _describe(self, whole: str) -> None:

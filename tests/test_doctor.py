@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from wwts_ops import deployment, doctor, servers, settings
+from wwts_ops import deployment, doctor, registration, servers, settings
 from wwts_ops.doctor import Check
 from wwts_ops.errors import WwtsError
 from wwts_ops.storage import Store
@@ -224,10 +224,15 @@ def test_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = MlflowClient(held.resolved_tracking_uri)
     client.create_registered_model(held.model_name)
     assert only(doctor._mlflow(held), "champion").status == "warn"
-    version = client.create_model_version(held.model_name, str(tmp_path)).version
-    client.set_registered_model_alias(held.model_name, "champion", version)
-    check = only(doctor._mlflow(held), "champion")
-    assert (check.status, f"version {version}" in check.detail) == ("ok", True)
+    for tags, status, told in (
+        ({}, "fail", "version 1 was not registered by wwts"),
+        ({"model_sha256": "a", "backbone_sha256": "b", "code_sha256": registration.code_sha256()}, "ok", "version 2"),
+        ({"model_sha256": "a", "backbone_sha256": "b", "code_sha256": "c"}, "ok", "version 3, registered with other code"),
+    ):
+        version = client.create_model_version(held.model_name, str(tmp_path), tags=tags).version
+        client.set_registered_model_alias(held.model_name, "champion", version)
+        check = only(doctor._mlflow(held), "champion")
+        assert (check.status, told in check.detail) == (status, True), check
 
 
 # ------------------------------------------------------------------ Airflow

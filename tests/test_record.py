@@ -9,9 +9,10 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urljoin, urlsplit
 from urllib.request import ProxyHandler, build_opener
 
@@ -21,7 +22,9 @@ from move_shop import mlflow_server
 from PIL import Image
 
 from eval import description, measures, record
+from eval.comparison import Sheet
 from eval.gate import Decision
+from eval.reports import Reports
 from wwts_ops import settings as settings_module
 from wwts_ops.badcases.snapshots import content_key
 from wwts_ops.errors import UnavailableError, WwtsError
@@ -355,7 +358,7 @@ class TestCutOff:
         whole = entry_of(server, made.model)
         cuts = 0
         while True:
-            write(made, PASSES)
+            self.had_passed(server, made.model)
             if not self.cut(made, server, tmp_path, cuts):
                 break
             entry = entry_of(server, made.model)
@@ -371,6 +374,17 @@ class TestCutOff:
         assert ended.tags.keys() == whole.tags.keys()
         assert ended.tags["gate"] == "failed"
         assert {run.info.status for run in runs(server, made.model)} == {"FINISHED", "FAILED"}
+
+    def had_passed(self, server: str, model: ModelVersion) -> None:
+        """As an earlier verdict left it."""
+        mlflow, at = client(server), (model.name, model.version)
+        verdict = Verdict.from_tag(entry_of(server, model).tags.get(TAG) or self.last)
+        type(self).last = verdict.model_dump_json()
+        mlflow.set_model_version_tag(*at, TAG, verdict.model_copy(update={"passed": True}).model_dump_json())
+        mlflow.set_model_version_tag(*at, "gate", "passed")
+        mlflow.update_model_version(*at, "## **✅ 通过门禁**（正式评测）")
+
+    last: ClassVar[str]
 
     def cut(self, made: Scene, server: str, folder: Path, after: int) -> bool:
         """Judges ``made`` as failed while MLflow takes so many changes and then no more; whether it was cut."""
@@ -447,66 +461,60 @@ class TestOdd:
         page = Path(client(server).download_artifacts(verdict.run_id, "report.html")).read_text()
         assert page.count("没有图片") == 1
 
-    def test_many_slices_and_long_reasons_fit_and_say_what_is_left_out(self, server: str, tmp_path: Path) -> None:
-        long = "这一切片变差了，请补充同类图片；" * 40
-        failed = [
-            RuleOutcome(
-                rule=f"slice.切片 {number} {'长' * 60}.top1",
-                outcome="failed",
-                value="1%",
-                threshold="≥ 2%",
-                reason=long,
-            )
-            for number in range(60)
-        ]
-        passed = [
-            RuleOutcome(rule=f"rule{number}", outcome="passed", value="1", threshold="1") for number in range(300)
-        ]
+    def test_long_reasons_fit_and_the_verdict_says_where_they_are_whole(self, server: str, tmp_path: Path) -> None:
+        decision = of_slices(failed=20, passed=5, reason="这一切片变差了，请补充同类图片；" * 60)
         made = bare(tmp_path, server)
-        verdict = write(made, Decision(False, tuple(rule.reason for rule in failed), (*passed, *failed)))
+        verdict = write(made, decision)
         entry = entry_of(server, made.model)
         assert len(entry.description) <= 5000
         assert "另有" in entry.description
-        assert len(entry.tags[TAG].encode()) <= 65_535  # MySQL's TEXT
         told = Verdict.from_tag(entry.tags[TAG])
-        assert not told.passed
-        assert len(told.reasons) == 60
-        assert {rule.rule for rule in told.rules} >= {rule.rule for rule in failed}
-        assert f"共 {len(long)} 字，全文见 MLflow 运行 {verdict.run_id} 的 verdict.json" in told.reasons[0]
+        assert len(told.reasons) == 20
+        assert [rule.rule for rule in told.rules] == [rule.rule for rule in verdict.rules]
+        where = f"共 {len(verdict.reasons[0])} 字，全文见 MLflow 运行 {verdict.run_id} 的 verdict.json"
+        assert where in told.reasons[0]
         whole = Path(client(server).download_artifacts(verdict.run_id, "verdict.json")).read_text()
         assert Verdict.model_validate_json(whole) == verdict
-        assert verdict.reasons[0] == long
+        assert verdict.reasons == decision.reasons
 
     def test_more_failures_than_a_tag_can_hold_are_refused_not_cut(self, server: str, tmp_path: Path) -> None:
-        failed = tuple(
-            RuleOutcome(
-                rule=f"slice.{number} {'长' * 60}.top1", outcome="failed", value="1", threshold="1", reason="差"
-            )
-            for number in range(400)
-        )
         made = bare(tmp_path, server)
         with pytest.raises(WwtsError, match="400 rules of the gate did not pass"):
-            write(made, Decision(False, ("差",), failed))
-        assert TAG not in entry_of(server, made.model).tags
+            write(made, of_slices(failed=400, passed=0, reason="差"))
+        assert entry_of(server, made.model).tags == {"gate": "pending"}
+        assert [run.info.status for run in runs(server, made.model)] == ["FAILED"]
+
+    def test_rules_that_passed_give_way_first_and_are_counted(self) -> None:
+        verdict = verdict_of(of_slices(failed=60, passed=400, reason="差"))
+        told = record._compact(verdict)
+        assert len(told.model_dump_json().encode()) <= 65_535  # MySQL's TEXT
+        assert not told.passed
+        assert [rule.outcome for rule in told.rules] == ["failed"] * 60 + ["passed"]
+        assert told.rules[-1].rule == record.OMITTED
+        assert told.rules[-1].value == "另有 400 条规则通过"
+        assert Verdict.from_tag(told.model_dump_json()) == told
 
 
-HOSTILE = tuple(chr(code) for code in (*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)))
-
-
-def test_the_description_fits_whatever_it_is_made_of(tmp_path: Path) -> None:
-    """Escapes make a text up to six times as long."""
-    from datetime import UTC, datetime
-
-    text = "".join(HOSTILE) * 40
+def of_slices(failed: int, passed: int, reason: str) -> Decision:
     rules = tuple(
-        RuleOutcome(rule=f"slice.{text}{number}.top1", outcome="failed", value=text, threshold=text, reason=text)
-        for number in range(40)
+        RuleOutcome(
+            rule=f"slice.切片 {number} {'长' * 60}.top1",
+            outcome="failed" if number < failed else "passed",
+            value="1.0%",
+            threshold="≥ 2.0%",
+            reason=reason if number < failed else "",
+        )
+        for number in range(failed + passed)
     )
-    verdict = Verdict(
-        passed=False,
+    return Decision(failed == 0, (reason,) * failed, rules)
+
+
+def verdict_of(decision: Decision) -> Verdict:
+    return Verdict(
+        passed=decision.passed,
         mode="enforced",
-        reasons=(text,) * 40,
-        rules=rules,
+        reasons=decision.reasons,
+        rules=decision.rules,
         model_version="2",
         model_sha256="2" * 64,
         champion_version="1",
@@ -518,16 +526,27 @@ def test_the_description_fits_whatever_it_is_made_of(tmp_path: Path) -> None:
         git_sha="",
         judged_at=datetime.now(UTC),
     )
-    from eval.comparison import Sheet
-    from eval.reports import Reports
 
+
+HOSTILE = tuple(chr(code) for code in (*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)))
+
+
+@pytest.mark.parametrize("room", [description.LONGEST, 2_400])
+def test_the_description_fits_whatever_it_is_made_of(room: int) -> None:
+    """Escapes make a text up to six times as long."""
+    text = "".join(HOSTILE) * 40
+    rules = tuple(
+        RuleOutcome(rule=f"slice.{text}{number}.top1", outcome="failed", value=text, threshold=text, reason=text)
+        for number in range(40)
+    )
     shown = description.Shown("1", Sheet(), "contact-sheet.jpg", None, datetime.now(UTC))
-    for room in (description.LONGEST, 2_400):
-        made = description.build(verdict, Reports(accuracy=None, latency=None), shown, room)
-        assert len(made) <= room
-        assert "另有 39 条原因" in made or room == description.LONGEST
-        assert "contact-sheet.jpg" in made
-        assert made.endswith(f"runs/{'f' * 32})")
+    verdict = verdict_of(Decision(False, (text,) * 40, rules))
+    made = description.build(verdict, Reports(accuracy=None, latency=None), shown, room)
+    assert len(made) <= room
+    assert re.search(r"另有 \d+ 条原因，见评测记录", made)
+    assert re.search(r"未列出的规则：❌ 未通过 \d+ 条", made)
+    assert "contact-sheet.jpg" in made
+    assert made.endswith(f"runs/{'f' * 32})")
 
 
 class TestNames:

@@ -26,7 +26,18 @@ LAYERS = (
     # What surrounds a run.
     {"settings", "deployment", "dag_defaults"},
     # Where things lie, and the ways to read and write them.
-    {"storage", "cache", "digest", "warehouse", "parts", "embeddings", "manifests", "database", "migrations", "migrations.*"},
+    {
+        "storage",
+        "cache",
+        "digest",
+        "warehouse",
+        "parts",
+        "embeddings",
+        "manifests",
+        "database",
+        "migrations",
+        "migrations.*",
+    },
     # Pictures and what is known of labels.
     {"images", "backbones", "backbones.*", "taxonomy", "neardup"},
     # From a picture to a decision; packed with every model.

@@ -395,7 +395,7 @@ def _champion(settings: Settings, shown: str) -> list[Check]:
     name = f"{settings.model_name}@champion"
     try:
         client = MlflowClient(settings.resolved_tracking_uri)
-        version = client.get_model_version_by_alias(settings.model_name, "champion").version
+        found = client.get_model_version_by_alias(settings.model_name, "champion")
     except (MlflowException, SQLAlchemyError) as error:
         # MLflow's own words hold the URI, password and all.
         first = servers.without_password(str(error).splitlines()[0])
@@ -403,7 +403,22 @@ def _champion(settings: Settings, shown: str) -> list[Check]:
             return [Check("mlflow", "fail", f"{shown}: {first}", "Check MLFLOW_TRACKING_URI and that the server runs.")]
         advice = "The first night registers the embedded default."
         return [Check("mlflow", "ok", f"{shown} answers"), Check("champion", "warn", f"no {name}: {first}", advice)]
-    return [Check("mlflow", "ok", f"{shown} answers"), Check("champion", "ok", f"{name} is version {version}")]
+    return [Check("mlflow", "ok", f"{shown} answers"), _fitness(found, name)]
+
+
+def _fitness(found: Any, name: str) -> Check:
+    """Whether a version can tag, and under which code."""
+    from wwts_ops import packed
+    from wwts_ops.tracking import ModelVersion
+
+    try:
+        model = ModelVersion.of(found)
+    except WwtsError as error:
+        return Check("champion", "fail", str(error), "Move the alias in MLflow to a version that wwts registered.")
+    told = f"{name} is version {model.version}"
+    if packed.differs(model):
+        told += ", registered with other code: its shards run under that code, in processes of their own"
+    return Check("champion", "ok", told)
 
 
 # ------------------------------------------------------------------ Airflow
