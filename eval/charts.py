@@ -51,8 +51,8 @@ def latency(report: LatencyReport, font: Font) -> bytes:
     for one, name in both:
         _times(axes, one, edges, say, name)
     slower = sum(seconds > longest for one, _ in both for seconds in one.samples)
-    note = f"（{say('最右一格含更慢的 {} 次').format(slower)}）" if slower else ""
-    _labels(axes, say, say("毫秒") + note, say("次数"))
+    note = say("最右一格含更慢的 {} 次").format(slower)
+    _labels(axes, say, say.noted("毫秒", note) if slower else say("毫秒"), say("次数"))
     _legend(axes, say)
     return _png(figure)
 
@@ -116,6 +116,10 @@ class _Speech:
     def __call__(self, text: str) -> str:
         return text if self._font.is_chinese else _ENGLISH[text]
 
+    def noted(self, text: str, note: str) -> str:
+        """``text`` in the chart's language with ``note`` in brackets."""
+        return f"{self(text)}（{note}）" if self._font.is_chinese else f"{self(text)} ({note})"
+
     def font(self, size: float) -> Any:
         """Matplotlib's word for the font at ``size`` points."""
         from matplotlib import font_manager
@@ -146,7 +150,7 @@ def _figure(say: _Speech, title: str, size: tuple[float, float], rows: tuple[flo
 def _times(axes: Any, one: Latency, edges: Any, say: _Speech, name: str) -> None:
     times = np.clip(1000 * np.asarray(one.samples), edges[0], edges[-1])
     p95 = 1000 * one.p95
-    label = f"{say(name)}（P95 {p95:.1f} ms）" if say(name) == name else f"{say(name)} (P95 {p95:.1f} ms)"
+    label = say.noted(name, f"P95 {p95:.1f} ms")
     if name == "候选":
         axes.hist(times, bins=edges, color=_CHALLENGER, alpha=0.75, label=label)
         axes.axvline(p95, color=_CHALLENGER, linewidth=1.6)

@@ -6,6 +6,7 @@ and below a path where a proxy puts MLflow.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ LONGEST = 4_900
 _LEAST = 2_400
 #: Ends our part. A comment: MLflow does not show it.
 _END = "<!-- wwts: above is written by evaluate_model, below is yours -->"
+_LINK = "[全部指标、图表和逐条结果见这次评测的记录]"
 NOTES_FILE = "earlier-description.md"
 #: Reasons and names shown, before anything is left out for want of room.
 _REASONS, _NAMED = 8, 12
@@ -57,7 +59,10 @@ class Shown:
 
 def notes(old: str) -> str:
     """What people wrote into the description ``old``: all of it, or what stands below our part."""
-    return old.partition(_END)[2].strip() if _END in old else old.strip()
+    if _END in old:
+        return old.partition(_END)[2].strip()
+    # Somebody took the comment out while editing: our part still ends with its link.
+    return re.split(rf"{re.escape(_LINK)}\(\S*\)", old)[-1].strip()
 
 
 def kept(notes: str, run_id: str) -> str:
@@ -102,9 +107,9 @@ def _budgets(rules: int, against: int) -> Sequence[tuple[int, int, int]]:
 def _build(verdict: Verdict, rows: Sequence[Row], shown: Shown, room: tuple[int, int]) -> str:
     reasons, named = room
     link = f"#/experiments/{quote(shown.experiment_id)}/runs/{quote(verdict.run_id)}"
-    parts = [headline(verdict), _against(verdict, shown.made_at), _table(verdict, rows) if rows else ""]
+    parts = [headline(verdict), _against(verdict, shown.made_at), _table(verdict, rows)]
     parts += [_reasons(verdict, reasons), _sheet(verdict, shown), _names(shown, named)]
-    parts.append(f"[全部指标、图表和逐条结果见这次评测的记录]({link})")
+    parts.append(f"{_LINK}({link})")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -128,7 +133,8 @@ def _table(verdict: Verdict, rows: Sequence[Row]) -> str:
         (text(row.title, 60), text(row.champion), text(row.challenger), text(row.threshold), _unbroken(row.verdict))
         for row in rows
     )
-    return f"{markdown.table(head, cells)}\n\n{_others(verdict, rows)}"
+    table = f"{markdown.table(head, cells)}\n\n" if rows else ""
+    return table + _others(verdict, rows)
 
 
 def _others(verdict: Verdict, rows: Sequence[Row]) -> str:

@@ -111,6 +111,7 @@ class Shop:
             model_name=name,
         )
         shop = cls(found)
+        database.upgrade(found)
         with tracking.connected(found) as client:
             client.create_registered_model(name)
         for _ in range(3):
@@ -207,7 +208,6 @@ class Shop:
 
     def state(self) -> str | None:
         """Of the row that promotions take; None before the first."""
-        database.upgrade(self.settings)
         with database.transaction(self.settings) as connection:
             mine = database.alias_states.c.model_name == self.name
             return connection.execute(sa.select(database.alias_states.c.state).where(mine)).scalar_one_or_none()

@@ -224,10 +224,11 @@ def test_champion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = MlflowClient(held.resolved_tracking_uri)
     client.create_registered_model(held.model_name)
     assert only(doctor._mlflow(held), "champion").status == "warn"
+    hashes = {"model_sha256": "a", "backbone_sha256": "b"}
     for tags, status, told in (
         ({}, "fail", "version 1 was not registered by wwts"),
-        ({"model_sha256": "a", "backbone_sha256": "b", "code_sha256": registration.code_sha256()}, "ok", "version 2"),
-        ({"model_sha256": "a", "backbone_sha256": "b", "code_sha256": "c"}, "ok", "version 3, registered with other code"),
+        ({**hashes, "code_sha256": registration.code_sha256()}, "ok", "version 2"),
+        ({**hashes, "code_sha256": "c"}, "ok", "version 3, registered with other code"),
     ):
         version = client.create_model_version(held.model_name, str(tmp_path), tags=tags).version
         client.set_registered_model_alias(held.model_name, "champion", version)

@@ -82,9 +82,9 @@ def moved(shop: Shop) -> list[tuple[str, str | None, str | None, str]]:
     return [(move.alias, move.from_version, move.to_version, move.action) for move in shop.history()]
 
 
-def refusal(call: Callable[[], Any]) -> str:
+def refusal(call: Callable[..., Any], *arguments: Any) -> str:
     with pytest.raises(WwtsError) as caught:
-        call()
+        call(*arguments)
     assert not isinstance(caught.value, UnavailableError)
     return str(caught.value)
 
@@ -173,11 +173,11 @@ class TestPromote:
 class TestRefused:
     def test_without_a_verdict_not_even_with_an_override(self, shop: Shop) -> None:
         for override in (None, Override("bob", "urgent")):
-            assert "was never judged" in refusal(lambda: promotion.propose(shop.settings, "2", override))
+            assert "was never judged" in refusal(promotion.propose, shop.settings, "2", override)
 
     def test_what_failed_with_its_reasons(self, shop: Shop) -> None:
         shop.fail("2")
-        told = refusal(lambda: promotion.propose(shop.settings, "2", None))
+        told = refusal(promotion.propose, shop.settings, "2", None)
         assert "丢了一张不能丢的图" in told
         assert "never_regress" in told
         assert "overall.top1" not in told
@@ -185,7 +185,7 @@ class TestRefused:
     @pytest.mark.parametrize("override", [None, Override("bob", "urgent")])
     def test_a_dry_run_permits_nothing(self, shop: Shop, override: Override | None) -> None:
         shop.judge("2", mode="dry_run")
-        assert "dry run" in refusal(lambda: promotion.propose(shop.settings, "2", override))
+        assert "dry run" in refusal(promotion.propose, shop.settings, "2", override)
 
     @pytest.mark.parametrize("override", [None, Override("bob", "urgent")])
     @pytest.mark.parametrize(
@@ -201,49 +201,49 @@ class TestRefused:
         self, shop: Shop, changes: dict[str, str], told: str, override: Override | None
     ) -> None:
         shop.judge("2", **changes)
-        assert told in refusal(lambda: promotion.propose(shop.settings, "2", override))
+        assert told in refusal(promotion.propose, shop.settings, "2", override)
 
     def test_a_verdict_that_cannot_be_read(self, shop: Shop) -> None:
         shop.tag("2", "gate.verdict", '{"passed": true}')
-        assert "no verdict that can be read" in refusal(lambda: promotion.propose(shop.settings, "2", None))
+        assert "no verdict that can be read" in refusal(promotion.propose, shop.settings, "2", None)
 
     @pytest.mark.parametrize(("by", "reason"), [("", "urgent"), ("bob", " "), ("", "")])
     def test_an_override_without_name_or_reason(self, shop: Shop, by: str, reason: str) -> None:
         shop.fail("2")
-        assert "override needs" in refusal(lambda: promotion.propose(shop.settings, "2", Override(by, reason)))
+        assert "override needs" in refusal(promotion.propose, shop.settings, "2", Override(by, reason))
 
     @pytest.mark.parametrize("status", ["PENDING", "FAILED"])
     def test_a_half_uploaded_version(self, shop: Shop, status: str) -> None:
         version = shop.add(status)
         shop.judge(version)
-        assert "not uploaded to its end" in refusal(lambda: promotion.propose(shop.settings, version, None))
+        assert "not uploaded to its end" in refusal(promotion.propose, shop.settings, version, None)
 
     def test_a_version_that_wwts_did_not_register(self, shop: Shop) -> None:
         version = shop.add(tags={})
         shop.judge(version)
-        assert "was not registered by wwts" in refusal(lambda: promotion.propose(shop.settings, version, None))
+        assert "was not registered by wwts" in refusal(promotion.propose, shop.settings, version, None)
 
     @pytest.mark.parametrize(("version", "told"), [("1", "is champion already"), ("9", "has no version 9")])
     def test_a_version_that_is_champion_or_not_there(self, shop: Shop, version: str, told: str) -> None:
-        assert told in refusal(lambda: promotion.propose(shop.settings, version, None))
+        assert told in refusal(promotion.propose, shop.settings, version, None)
 
     def test_nobody_is_challenger(self, shop: Shop) -> None:
-        assert "No version" in refusal(lambda: promotion.propose(shop.settings, None, None))
+        assert "No version" in refusal(promotion.propose, shop.settings, None, None)
 
     def test_what_changed_while_a_person_thought(self, shop: Shop) -> None:
         late, again, failed = shop.propose("2"), shop.propose("3"), shop.propose("3")
-        assert "judged again" in refusal(lambda: promotion.promote(shop.settings, again, "anna", "carol", "p1"))
+        assert "judged again" in refusal(promotion.promote, shop.settings, again, "anna", "carol", "p1")
         shop.fail("3")
-        assert "never_regress" in refusal(lambda: promotion.promote(shop.settings, failed, "anna", "carol", "p2"))
+        assert "never_regress" in refusal(promotion.promote, shop.settings, failed, "anna", "carol", "p2")
         shop.promote("3")
-        told = refusal(lambda: promotion.promote(shop.settings, late, "anna", "carol", "p3"))
+        told = refusal(promotion.promote, shop.settings, late, "anna", "carol", "p3")
         assert "version 3 is champion now" in told
         assert shop.aliases() == {"champion": "3", "previous": "1"}
         assert shop.champions() == [("adopt", "1"), ("promote", "3")]
 
     def test_a_nomination_of_what_failed_or_only_rehearsed(self, shop: Shop) -> None:
         for verdict in (shop.fail("2"), shop.judge("2", mode="dry_run"), shop.judge("2", model_sha256="f" * 64)):
-            refusal(lambda: promotion.nominate(shop.settings, verdict, "evaluate_model", "e1"))
+            refusal(promotion.nominate, shop.settings, verdict, "evaluate_model", "e1")
         assert shop.aliases() == {"champion": "1"}
 
     def test_a_second_nomination_and_one_of_the_champion_move_nothing(self, shop: Shop) -> None:
@@ -303,7 +303,7 @@ class TestRollback:
         assert either.history()[-2].evidence["reason"] == "too many wrong tags"
         promotion.rollback(either.settings, None, "anna", "", "r2")
         assert either.aliases() == {"champion": "1"}
-        told = refusal(lambda: promotion.rollback(either.settings, None, "anna", "", "r3"))
+        told = refusal(promotion.rollback, either.settings, None, "anna", "", "r3")
         assert "nothing to go back to" in told
         assert either.aliases() == {"champion": "1"}
 
@@ -336,16 +336,16 @@ class TestRollback:
         shop.delete("1")
         promotion.rollback(shop.settings, None, "anna", "", "r1")
         assert shop.aliases() == {"champion": "2"}
-        told = refusal(lambda: promotion.rollback(shop.settings, "1", "anna", "", "r2"))
+        told = refusal(promotion.rollback, shop.settings, "1", "anna", "", "r2")
         assert "has no version 1" in told
 
     def test_what_never_was_champion_is_refused(self, shop: Shop) -> None:
         shop.promote("2")
-        told = refusal(lambda: promotion.rollback(shop.settings, "3", "anna", "", "r1"))
+        told = refusal(promotion.rollback, shop.settings, "3", "anna", "", "r1")
         assert "never was champion; promote it" in told
         shop.set("previous", "3")
-        assert "never was" in refusal(lambda: promotion.rollback(shop.settings, None, "anna", "", "r2"))
-        assert "already" in refusal(lambda: promotion.rollback(shop.settings, "2", "anna", "", "r3"))
+        assert "never was" in refusal(promotion.rollback, shop.settings, None, "anna", "", "r2")
+        assert "already" in refusal(promotion.rollback, shop.settings, "2", "anna", "", "r3")
 
     def test_the_same_run_again_goes_back_once(self, shop: Shop) -> None:
         shop.promote("2")
@@ -383,10 +383,10 @@ class TestKilled:
             if shop.state() != "moving":
                 continue
             interrupted += 1
-            told = refusal(lambda: promotion.promote(shop.settings, other, "bob", None, "p2"))
+            told = refusal(promotion.promote, shop.settings, other, "bob", None, "p2")
             assert "actor of p1 (promote, run p1) is moving" in told
             shop.expire()
-            told = refusal(lambda: promotion.promote(shop.settings, other, "bob", None, "p2"))
+            told = refusal(promotion.promote, shop.settings, other, "bob", None, "p2")
             assert "version 2 is champion now" in told
             assert shop.aliases() == {"champion": "2", "previous": "1"}
             assert moved(shop) == PROMOTED
@@ -432,9 +432,7 @@ class TestAtOnce:
             asleep.kill()
         assert shop.aliases() == {"champion": "1"}
         shop.expire()
-        assert "version 2 is champion now" in refusal(
-            lambda: promotion.promote(shop.settings, other, "bob", None, "p2")
-        )
+        assert "version 2 is champion now" in refusal(promotion.promote, shop.settings, other, "bob", None, "p2")
         promotion.rollback(shop.settings, None, "bob", "", "r1")
         os.kill(asleep.pid or 0, signal.SIGCONT)
         assert ended(asleep) == 0
@@ -452,11 +450,11 @@ class TestAtOnce:
         proposal = shop.propose("2")
         self.interrupted(shop, proposal, "previous", "1")
         shop.set("champion", "3")
-        told = refusal(lambda: promotion.promote(shop.settings, proposal, "actor of p1", "carol", "p1"))
+        told = refusal(promotion.promote, shop.settings, proposal, "actor of p1", "carol", "p1")
         assert "theirs was left as it is" in told
         assert shop.aliases() == {"champion": "3", "previous": "1"}
         assert moved(shop) == PROMOTED[:2]
-        told = refusal(lambda: promotion.promote(shop.settings, proposal, "anna", "carol", "p2"))
+        told = refusal(promotion.promote, shop.settings, proposal, "anna", "carol", "p2")
         assert "version 3 is champion now" in told
         assert shop.state() == "idle"
 

@@ -36,7 +36,7 @@ LAYERS = (
         "manifests",
         "database",
         "migrations",
-        "migrations.*",
+        "migrations.versions.*",
     },
     # Pictures and what is known of labels.
     {"images", "backbones", "backbones.*", "taxonomy", "neardup"},
@@ -46,7 +46,8 @@ LAYERS = (
     {"tracking"},
     {"registration", "checkpoint"},
     {"registry"},
-    {"packed", "isolation"},
+    {"packed", "isolation", "isolated"},
+    {"moves"},
     {"promotion"},
     # From a catalog to a plan.
     {"fetch", "catalog", "planning"},

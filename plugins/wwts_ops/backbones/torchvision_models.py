@@ -202,9 +202,10 @@ def build(arch: str, labels: int, side: int) -> nn.Module:
             extra[argument] = value(side)  # type: ignore[no-untyped-call]
     try:
         with _Unfilled():
-            return models.get_model(arch, weights=None, num_classes=labels, **extra).eval()  # type: ignore[no-any-return]
+            body: nn.Module = models.get_model(arch, weights=None, num_classes=labels, **extra)
     except (ValueError, RuntimeError, AssertionError) as error:
         raise WwtsError(f"{arch} cannot be built for an input of {side} pixels: {_first_line(error)}") from error
+    return _laid_out(body).eval()
 
 
 def head_of(body: nn.Module) -> str | None:
@@ -282,14 +283,20 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves weights as memory holds them: all of them are loaded right after, and drawing them takes seconds."""
+    """Lays no weights out while layers are made: torch then draws no random numbers for them, which takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init" or func in _FILLS:
-            return kwargs.get("tensor", args[0] if args else None)
-        return func(*args, **kwargs)
+        given = dict(kwargs or {})
+        if func is torch.empty:  # all that a layer's weights begin as; what is computed stays
+            given["device"] = "meta"
+        return func(*args, **given)
 
 
-_FILLS = (torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_)
+def _laid_out(body: nn.Module) -> nn.Module:
+    """Gives weights without memory some, as it is."""
+    for module in body.modules():
+        for name, value in module.named_parameters(recurse=False):
+            if value.is_meta:
+                setattr(module, name, nn.Parameter(torch.empty_like(value, device="cpu"), requires_grad=False))
+    return body
