@@ -36,6 +36,7 @@ LAYERS = (
         "manifests",
         "database",
         "migrations",
+        "migrations.*",
         "migrations.versions.*",
     },
     # Pictures and what is known of labels.
