@@ -166,7 +166,7 @@ def measure_latency(settings: Settings, order: Order) -> None:
     subjects = {name: serving.of_version(settings, model) for name, model in models.items()}
     with ExitStack() as stack:
         servings = {name: stack.enter_context(scene.serve(subject)) for name, subject in subjects.items()}
-        report = latency.measure(servings, pictures)
+        report = latency.measure(servings, pictures, seconds=latency.SECONDS)
     _write(scene.store, order.latency_key, report)
     champion = report.champion.p95 if report.champion else None
     log.info("latency_measured", challenger_p95=report.challenger.p95, champion_p95=champion, hardware=report.hardware)

@@ -375,7 +375,9 @@ class Limit:
         return _outcome(self.rule, "failed", number, f"≤ {bound}", reason)
 
     def _texts(self, value: float, limit: float) -> tuple[str, str]:
-        """Both with as few decimals as tell them apart."""
+        """Both with as few decimals as tell them apart; equal ones with the fewest."""
+        if abs(value - limit) <= _EQUAL:
+            return self.text(limit, 1), self.text(limit, 1)
         for decimals in range(1, 6):
             number, bound = self.text(value, decimals), self.text(limit, decimals)
             if number != bound:

@@ -111,6 +111,7 @@ class Shop:
             model_name=name,
         )
         shop = cls(found)
+        (folder / name).mkdir()
         database.upgrade(found)
         with tracking.connected(found) as client:
             client.create_registered_model(name)

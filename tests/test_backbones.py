@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode, functional
 
 from wwts_ops import backbones, taxonomy
 from wwts_ops.backbones import efficientnet_lite
@@ -147,6 +149,29 @@ class TestCrop:
         assert off.mean() < 0.1  # of 255: two fixed-point sums of one kernel round differently here and there
         assert off.max() <= 3
 
+    @pytest.mark.parametrize(
+        ("kernel", "mode"), [("bilinear-antialias", "bilinear"), ("bicubic-antialias-torchvision", "bicubic")]
+    )
+    @pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 1), (1, 0), (2, 0), (3, 5), (0, 140), (37, 2)], ids=str)
+    @pytest.mark.parametrize("name", ["chelsea", "coffee", "rocket"])
+    def test_torchvisions_recipes_are_torchvisions(
+        self, name: str, top: int, left: int, kernel: str, mode: str
+    ) -> None:
+        """Its resize and centre crop, on photographs cut so that sides and margins come out even and odd."""
+        rgb = np.ascontiguousarray(getattr(skimage.data, name)()[top:, left:])
+        recipe = Recipe("x", short_side=232, input=225, mean=0.0, std=255.0, dimension=4, kernel=kernel)
+        found = recipe.crop(rgb).astype(int)
+        how = InterpolationMode(mode)
+        wholes = [np.asarray(functional.resize(Image.fromarray(rgb), [232], how))]
+        if mode == "bilinear":  # of a tensor, bicubic clips once where of a picture it clips after each direction
+            as_tensor = functional.resize(torch.from_numpy(rgb).permute(2, 0, 1), [232], how, antialias=True)
+            wholes.append(as_tensor.permute(1, 2, 0).numpy())
+        for whole in wholes:
+            wanted = functional.center_crop(torch.from_numpy(whole.copy()).permute(2, 0, 1), [225])
+            off = np.abs(found - wanted.permute(1, 2, 0).numpy())
+            assert off.max() <= (1 if mode == "bilinear" else 3)
+            assert off.mean() < 0.1
+
     def test_a_very_long_strip_takes_no_more_memory_than_its_middle(self) -> None:
         """Resized in full this would be 256 × 128,000,000 pixels: 98 GB."""
         strip = np.zeros((8, 4_000_000, 3), dtype=np.uint8)
@@ -165,9 +190,19 @@ class TestCrop:
         with pytest.raises(ValueError, match="cannot follow"):
             Recipe(**{**given, **change})  # type: ignore[arg-type]
 
+    def test_the_recipe_of_the_embedded_default_is_written_as_ever(self) -> None:
+        """It is hashed as this text: a field more, and no stored embedding of any shop would fit its head."""
+        written = (
+            '{"backbone": "efficientnet-lite0", "dimension": 1280, "input": 224, "kernel": "bicubic-antialias", '
+            '"mean": 127.0, "short_side": 256, "std": 128.0}'
+        )
+        inner = hashlib.sha256(b"weights").digest()
+        assert RECIPE.sha256(b"weights") == hashlib.sha256(written.encode() + b"\0" + inner).hexdigest()
+
     def test_any_change_of_the_recipe_or_the_weights_is_another_backbone(self) -> None:
         given = {"backbone": "x", "short_side": 256, "input": 224, "mean": 0.0, "std": 1.0, "dimension": 4}
         changes = [{}, {"backbone": "y"}, {"short_side": 255}, {"input": 223}, {"mean": 1.0}, {"std": 2.0}]
+        changes += [{"kernel": "bilinear-antialias"}, {"kernel": "bicubic-antialias-torchvision"}]
         recipes = [Recipe(**{**given, **change}) for change in changes]  # type: ignore[arg-type]
         found = {recipe.sha256(b"weights") for recipe in recipes} | {recipes[0].sha256(b"others")}
         assert len(found) == len(changes) + 1

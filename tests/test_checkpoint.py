@@ -50,12 +50,10 @@ class TestTheSameAsTorchvision:
             ("mobilenet_v3_small", 1024),
             ("efficientnet_b0", 1280),
             ("squeezenet1_1", 2 * len(LABELS)),  # no linear layer: its logits in two halves
-            ("vit_b_32", 768),
-            ("googlenet", 1024),
         ],
     )
     def test_served(self, arch: str, dimension: int, tmp_path: Path) -> None:
-        network = trained(arch, **({"init_weights": False} if arch == "googlenet" else {}))
+        network = trained(arch)
         found, _ = checkpoint.build(tmp_path / "tagger", request(tmp_path, arch, network), IDS)
         assert found.recipe.dimension == dimension
         assert found.recipe.backbone.split("?")[0] == f"torchvision:{arch}"
@@ -67,11 +65,12 @@ class TestTheSameAsTorchvision:
 
     @pytest.mark.parametrize(
         ("arch", "side"),
-        [("swin_t", 224), ("maxvit_t", 224), ("densenet121", 224), ("convnext_tiny", 224), ("vit_b_16", 96)],
+        [("swin_t", 224), ("densenet121", 224), ("convnext_tiny", 224), ("googlenet", 224), ("vit_b_16", 96)],
     )
     def test_cut_in_two(self, arch: str, side: int, tmp_path: Path) -> None:
-        """The larger ones without their ONNX, which takes long; `maxvit_t` has no bias, `vit_b_16` another input."""
-        network = trained(arch, **({"image_size": side} if arch == "vit_b_16" else {}))
+        """More of them, without their ONNX, which takes long."""
+        extra: dict[str, Any] = {"googlenet": {"init_weights": False}, "vit_b_16": {"image_size": side}}
+        network = trained(arch, **extra.get(arch, {}))
         variant = torchvision_models.Variant(arch, input=side)
         backbone = torchvision_models.made(variant, len(IDS))
         assert backbones.get(backbone.recipe.backbone) == backbone
@@ -85,6 +84,13 @@ class TestTheSameAsTorchvision:
             logits = again(torch.from_numpy(pictures)) @ torch.from_numpy(weight).T + torch.from_numpy(bias)
         ours = torch.softmax(logits, dim=1).numpy()
         np.testing.assert_allclose(ours, probabilities(network, arch, pictures), rtol=0, atol=1e-5)
+
+    def test_a_classifier_without_a_bias(self) -> None:
+        """As `maxvit_t` has."""
+        body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 3, bias=False))
+        weight, bias = checkpoint._head(body, torchvision_models.head_of(body), 3)
+        assert torch.equal(weight, body[1].weight)
+        assert bias.tolist() == [0, 0, 0]
 
     def test_every_architecture_has_a_recipe_and_a_place_to_cut(self) -> None:
         assert len(torchvision_models.architectures()) >= 80

@@ -308,9 +308,10 @@ class TestLatency:
         assert len(data) <= 100
         assert report.images == sum(not one.startswith(b"\x89PNG") for one in data)
         assert report.champion is not None
-        assert len(report.champion.samples) == len(report.challenger.samples) == 5 * report.images
-        steps = [(event["done"], event["total"]) for event in events if event["event"] == "latency_progress"]
-        assert steps == [(done, 5) for done in range(1, 6)]
+        rounds = [event["done"] for event in events if event["event"] == "latency_progress"]
+        assert rounds == list(range(1, len(rounds) + 1))
+        assert 5 <= len(rounds) <= 40
+        assert len(report.champion.samples) == len(report.challenger.samples) == len(rounds) * report.images
 
     def test_the_command_measures_a_version_beside_the_champion(self, shop: Shop) -> None:
         command = [sys.executable, "-m", "eval.benchmark", "--image-dir", shop.settings.catalog, "--threshold", "600"]

@@ -33,6 +33,7 @@ def trained(arch: str, labels: int = len(LABELS), **arguments: Any) -> nn.Module
         if norms:
             network.train()(pictures)
         last = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+        nn.init.normal_(last.weight, std=0.02)  # some begin as zeros
         last.weight.mul_(0.3 / network.eval()(pictures).std(dim=1).mean())
     return network
 

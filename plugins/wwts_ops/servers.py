@@ -415,6 +415,7 @@ def _mlflow(settings: Settings, port: int) -> tuple[list[str], dict[str, str]]:
     extra = {
         "MLFLOW_BACKEND_STORE_URI": settings.resolved_tracking_uri,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # 0.4 GB instead of 1.9
+        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     return arguments, extra
 
