@@ -14,17 +14,19 @@ SETTINGS = settings.load()
 
 FORM = {
     "version": Param(
-        None, type=["null", "string"], title="模型版本", description="MLflow 中的版本号；留空为最新的候选版本"
+        None, type=["null", "string"], title="模型版本", description="MLflow 中的版本号；留空则评测最新登记的候选模型"
     ),
-    "badcases": Param(None, type=["null", "string"], title="坏例快照", description="坏例集快照的名称；留空用当前快照"),
-    "dry_run": Param(default=False, type="boolean", title="仅演练", description="只计算并记录结论，不作为上线依据"),
+    "badcases": Param(
+        None, type=["null", "string"], title="坏例快照", description="要用的坏例快照的名称；留空用最新的"
+    ),
+    "dry_run": Param(default=False, type="boolean", title="仅演练", description="照常评测并记录结论，但不作为上线依据"),
 }
 
 
 @dag(
     **dag_arguments(SETTINGS, "evaluate_model"),
     dag_display_name="评测模型",
-    description="在坏例集上与当前启用的模型逐例对比，测量延迟，给出门禁结论",
+    description="候选模型与当前启用的模型在坏例上逐条对比，再测延迟，最后给出门禁结论",
     doc_md=__doc__,
     schedule=None,
     max_active_runs=1,
@@ -41,7 +43,7 @@ def evaluate_model() -> None:
         form = get_current_context()["params"]
         return vars(evaluate.prepare(SETTINGS, form["version"], form["badcases"]))
 
-    @task(pool=SETTINGS.pool, queue=SETTINGS.queue, task_display_name="准确性")
+    @task(pool=SETTINGS.pool, queue=SETTINGS.queue, task_display_name="准确率")
     def accuracy(order: dict[str, Any]) -> None:
         from eval import evaluate
 

@@ -16,25 +16,28 @@ CHAMPION = Asset(name="wwts_champion", uri="wwts://models/champion")
 
 FORM = {
     "action": Param(
-        "promote", enum=["promote", "rollback"], title="操作", description="promote：上线；rollback：回退到以前的版本"
+        "promote",
+        enum=["promote", "rollback"],
+        title="操作",
+        description="promote：上线；rollback：回退到以前启用过的版本",
     ),
     "version": Param(
         None,
         type=["null", "string"],
         title="模型版本",
-        description="留空：上线时为候选版本（challenger），回退时为上一版本（previous）",
+        description="MLflow 中的版本号；留空时，上线用候选模型（challenger），回退用上一个启用的模型（previous）",
     ),
     "require_approval": Param(
-        default=True, type="boolean", title="需要审批", description="关闭后不等待审批；回退从不等待"
+        default=True, type="boolean", title="需要审批", description="上线前等人审批；关闭后不等。回退从不等审批"
     ),
     "override_reason": Param(
         None,
         type=["null", "string"],
         title="强制上线的理由",
-        description="仅当版本未通过门禁而仍要上线时填写，将与姓名一起留档",
+        description="只在候选模型未通过门禁、仍要上线时填写；理由和责任人一起永久留档",
     ),
     "override_by": Param(
-        None, type=["null", "string"], title="强制上线的责任人", description="留空为触发本次运行的用户"
+        None, type=["null", "string"], title="强制上线的责任人", description="留空则记为触发这次运行的用户"
     ),
 }
 
@@ -42,7 +45,7 @@ FORM = {
 @dag(
     **dag_arguments(SETTINGS, "promote_model"),
     dag_display_name="上线或回退模型",
-    description="核对门禁结论、等待审批、切换启用的模型；action=rollback 一次触发即可回退",
+    description="上线：核对门禁结论，等人审批，再切换当前启用的模型。回退：操作选 rollback，触发一次即可",
     doc_md=__doc__,
     schedule=None,
     # A rollback must not wait for a promotion that waits for a person.
@@ -68,7 +71,7 @@ def promote_model() -> None:
     approve = ApprovalOperator(
         task_id="approve",
         task_display_name="审批",
-        subject="上线模型版本 {{ ti.xcom_pull(task_ids='prepare')['version'] }}？",
+        subject="上线候选模型：版本 {{ ti.xcom_pull(task_ids='prepare')['version'] }}？",
         body="{{ ti.xcom_pull(task_ids='prepare')['summary'] }}",
         defaults=ApprovalOperator.REJECT,
         response_timeout=timedelta(hours=SETTINGS.approval_hours),

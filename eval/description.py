@@ -121,14 +121,14 @@ def headline(verdict: Verdict) -> str:
 
 def _against(verdict: Verdict, made_at: datetime) -> str:
     return (
-        f"候选 v{text(verdict.model_version)} 对比当前启用的 v{text(verdict.champion_version)}；"
+        f"候选 v{text(verdict.model_version)}，对比当前启用的 v{text(verdict.champion_version)}；"
         f"坏例快照 {text(verdict.badcases)}；{made_at:%Y-%m-%d %H:%M}"
     )
 
 
 def _table(verdict: Verdict, rows: Sequence[Row]) -> str:
     versions = (text(verdict.champion_version), text(verdict.model_version))
-    head = ("指标", f"当前启用 v{versions[0]}", f"候选 v{versions[1]}", "门槛", "结论")
+    head = ("门禁规则", f"当前启用 v{versions[0]}", f"候选 v{versions[1]}", "要求", "结论")
     cells = (
         (text(row.title, 60), text(row.champion), text(row.challenger), text(row.threshold), _unbroken(row.verdict))
         for row in rows
@@ -142,7 +142,7 @@ def _others(verdict: Verdict, rows: Sequence[Row]) -> str:
     left = Counter(rule.outcome for rule in verdict.rules)
     left.subtract(row.outcome for row in rows)
     parts = [f"{wording.OUTCOMES[outcome]} {left[outcome]} 条" for outcome in wording.URGENCY if left[outcome]]
-    return f"未列出的规则：{'，'.join(parts)}" if parts else ""
+    return f"未列出的门禁规则：{'，'.join(parts)}" if parts else ""
 
 
 def _unbroken(words: str) -> str:

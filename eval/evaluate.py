@@ -23,7 +23,7 @@ from eval import gate, latency, metrics, record, serving
 from eval.reports import AccuracyReport, CaseResult, LatencyReport, Metrics, Model, Paired, Reports
 from eval.serving import Serving, Subject, Unreadable
 from wwts_ops import badcases as bad_cases
-from wwts_ops import planning, promotion, registration, registry, taxonomy
+from wwts_ops import planning, promotion, registry, taxonomy
 from wwts_ops.badcases import BadCase, Snapshot
 from wwts_ops.embeddings import KnownContents
 from wwts_ops.errors import WwtsError
@@ -204,8 +204,8 @@ def judge(settings: Settings, order: Order, mode: Mode, actor: str, run: str) ->
         run=run,
     )
     verdict = record.write(settings, judged, reports, decision)
-    if verdict.passed and mode == "enforced":
-        promotion.nominate(settings, verdict, actor, run)
+    if mode == "enforced":
+        (promotion.nominate if verdict.passed else promotion.withdraw)(settings, verdict, actor, run)
     log.info(
         "judged",
         version=verdict.model_version,
@@ -268,11 +268,10 @@ def _embeddings(scene: _Scene, model: ModelVersion, served: Serving) -> dict[str
     """``float16 [dimension]`` of each case that can be read: cached, from the night's store, else made now.
 
     Of retired cases too: what is held out from training is compared with all cases there ever were.
-    What is stored was made by some version of our code; it counts only for versions with the running one.
+    Only what the code packed with the version made: another one may decode or crop otherwise.
     """
-    own_code = model.code_sha256 == registration.code_sha256()
-    cached = _cached(scene, model) if own_code else {}
-    found = {**cached, **(_tagged(scene, model, set(scene.ever) - set(cached)) if own_code else {})}
+    cached = _cached(scene, model)
+    found = {**cached, **_tagged(scene, model, set(scene.ever) - set(cached))}
     missing = [content for content in scene.ever if content not in found]
     made = served.embed(bad_cases.content(scene.store, content) for content in missing)
     for content, vector in zip(missing, made, strict=True):
@@ -281,17 +280,15 @@ def _embeddings(scene: _Scene, model: ModelVersion, served: Serving) -> dict[str
         else:
             found[content] = vector
     new = [content for content in found if content not in cached]
-    if own_code and new:
+    if new:
         vectors = np.stack([found[content] for content in new])
-        bad_cases.add_embeddings(scene.store, model.backbone_sha256, new, vectors)
-    log.info(
-        "badcases_embedded", version=model.version, embedded=len(missing), stored=len(scene.ever) - len(missing)
-    )
+        bad_cases.add_embeddings(scene.store, model.backbone_sha256, new, vectors, model.code_sha256)
+    log.info("badcases_embedded", version=model.version, embedded=len(missing), stored=len(scene.ever) - len(missing))
     return found
 
 
 def _cached(scene: _Scene, model: ModelVersion) -> dict[str, Array]:
-    contents, vectors = bad_cases.embeddings(scene.store, model.backbone_sha256)
+    contents, vectors = bad_cases.embeddings(scene.store, model.backbone_sha256, model.code_sha256)
     wanted = set(scene.ever)
     return {content: vector for content, vector in zip(contents, vectors, strict=True) if content in wanted}
 
@@ -302,7 +299,11 @@ def _tagged(scene: _Scene, model: ModelVersion, contents: Iterable[str]) -> dict
     if not wanted:
         return {}
     unfinished = {plan.run_key for plan in planning.unfinished(scene.store)}
-    finished = [plan.run_key for plan in planning.claimed(scene.store) if plan.run_key not in unfinished]
+    finished = [
+        plan.run_key
+        for plan in planning.claimed(scene.store)
+        if plan.run_key not in unfinished and plan.code_sha256 == model.code_sha256
+    ]
     known = KnownContents(scene.store, model.backbone_sha256, finished)
     found = ((content, known.get(content)) for content in wanted)
     return {content: vector for content, vector in found if vector is not None}

@@ -20,11 +20,11 @@ TITLES = {
     "macro_f1": "宏平均 F1",
     "auto_precision": "自动通过的准确率",
     "coverage": "自动通过的占比",
-    "ece": "校准误差",
+    "ece": "校准误差（ECE）",
     "forbidden": "禁用标签出现率",
 }
-#: Groups that are always there, in Chinese; every other one is a slice with a name that people gave it.
-GROUPS = {OVERALL: "全部坏例", OLD_LABELS: "旧标签", NEW_LABELS: "新标签"}
+#: Groups that are ours, in Chinese; every other one is a slice with a name that people gave it.
+GROUPS = {OVERALL: "全部坏例", OLD_LABELS: "旧标签", NEW_LABELS: "新标签", "starter": "起步坏例"}
 
 #: Not what MLflow takes in the names of metrics and tags. It takes ``/`` and ``:`` too, of which the first would make
 #: levels of a slice's own name. The limit leaves room for a prefix and a suffix below its 250 characters.

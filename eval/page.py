@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import jinja2
 
-from eval import markdown, wording
+from eval import figures, markdown, wording
 from eval.measures import TITLES
 from eval.reports import NEW_LABELS, OLD_LABELS, OVERALL
 
@@ -92,8 +92,8 @@ def _group(accuracy: AccuracyReport, name: str) -> Group:
     paired = accuracy.paired.get(name)
     told = wording.NONE
     if paired is not None and paired.n:
-        chance = "" if paired.p_value is None else f"，p = {paired.p_value:.3f}"
-        told = f"变对 {paired.wins}，变错 {paired.losses}{chance}"
+        chance = "" if paired.p_value is None else f"，{figures.chance(paired.p_value)}"
+        told = f"变对 {paired.wins} 条，变错 {paired.losses} 条{chance}"
     champion, challenger = (_estimates(report.get(name)) for report in (accuracy.champion, accuracy.challenger))
     return Group(wording.group_title(name), accuracy.groups[name], champion, challenger, told)
 

@@ -371,7 +371,8 @@ def _compact(verdict: Verdict) -> Verdict:
         short = [rule.model_copy(update={"reason": _cut(rule.reason, longest, where)}) for rule in against]
         for rules in (short + [rule for rule in verdict.rules if rule.outcome == "passed"], short):
             left = len(verdict.rules) - len(rules)
-            omitted = [RuleOutcome(rule=OMITTED, outcome="passed", value=f"另有 {left} 条规则通过", threshold=where)]
+            value = f"另有 {left} 条规则通过"
+            omitted = [RuleOutcome(rule=OMITTED, title="其余门禁规则", outcome="passed", value=value, threshold=where)]
             made = verdict.model_copy(update={"reasons": reasons, "rules": (*rules, *(omitted if left else ()))})
             if _bytes(made) <= _VERDICT_LONGEST:
                 return made

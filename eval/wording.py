@@ -1,4 +1,4 @@
-"""What the gate's rules, groups and numbers are called in Chinese, for the description, the page and the run."""
+"""The gate's rules, with the champion's numbers beside them, in Chinese: for the description and the page."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from eval import figures
+from eval.gate import sliced
 from eval.measures import GROUPS
 from eval.reports import OVERALL
+from wwts_ops import verdict
 from wwts_ops.verdict import Outcome
 
 if TYPE_CHECKING:
@@ -16,38 +19,14 @@ if TYPE_CHECKING:
     from eval.reports import Estimate, Metrics, Reports
     from wwts_ops.verdict import RuleOutcome
 
-OUTCOMES: dict[Outcome, str] = {
-    "passed": "✅ 通过",
-    "failed": "❌ 未通过",
-    "insufficient": "❌ 坏例太少",
-    "advisory": "⚠️ 仅提示",
-}
+_SIGNS: dict[Outcome, str] = {"failed": "❌", "insufficient": "❌", "advisory": "⚠️", "passed": "✅"}
+OUTCOMES: dict[Outcome, str] = {outcome: f"{_SIGNS[outcome]} {words}" for outcome, words in verdict.OUTCOMES.items()}
 MODES = {"enforced": "正式评测", "dry_run": "仅演练，不作为上线依据"}
 #: What a reader looks for first.
-URGENCY: tuple[Outcome, ...] = ("failed", "insufficient", "passed", "advisory")
+URGENCY: tuple[Outcome, ...] = tuple(OUTCOMES)
 #: Stands where there is no number.
 NONE = "—"
 
-#: Rules of :mod:`eval.gate`; one that is not here is called by its name.
-_RULES = {
-    "accuracy_report": "坏例对比结果",
-    "curated_cases": "人工添加的坏例",
-    "case_results": "逐条结果齐全",
-    "never_regress": "不许退步的坏例",
-    "overall.top1": "首位准确率",
-    "overall.top5": "前五准确率",
-    "overall.auto_precision": "自动通过的准确率",
-    "overall.non_inferiority": "与当前启用的逐条对比",
-    "overall.forbidden": "禁用标签的增幅",
-    "overall.auto_right_fall": "自动通过且判对的降幅",
-    "overall.auto_right_kept": "自动通过且判对的保有",
-    "overall.auto_wrong_increase": "自动通过却判错的增幅",
-    "ece": "校准误差（ECE）",
-    "ece_increase": "校准误差的增幅",
-    "p95": "单张 P95 延迟",
-    "p95_ratio": "P95 延迟之比",
-    "size": "模型大小",
-}
 #: Rules whose numbers a reviewer looks at even where they passed.
 _TELLING = frozenset(
     {
@@ -55,7 +34,6 @@ _TELLING = frozenset(
         *("overall.non_inferiority", "ece", "p95", "p95_ratio", "size", "slice.top1"),
     }
 )
-_OF_SLICE = {"cases": "坏例数", "top1": "首位准确率", "non_inferiority": "与当前启用的逐条对比"}
 #: The champion's number beside a rule that speaks of an absolute one.
 _CHAMPION: dict[str, Callable[[Metrics], Estimate]] = {
     "overall.top1": lambda metrics: metrics.top1,
@@ -94,7 +72,7 @@ def rows(rules: Iterable[RuleOutcome], reports: Reports) -> tuple[Row, ...]:
     found = [
         Row(
             rule.rule,
-            title(rule.rule),
+            rule.title,
             _champion(rule.rule, reports),
             rule.value or NONE,
             rule.threshold or NONE,
@@ -106,12 +84,6 @@ def rows(rules: Iterable[RuleOutcome], reports: Reports) -> tuple[Row, ...]:
     return tuple(sorted(found, key=lambda row: URGENCY.index(row.outcome)))
 
 
-def title(rule: str) -> str:
-    """What a rule is called."""
-    group, measure = sliced(rule)
-    return f"{group_title(group)}：{_OF_SLICE.get(measure, measure)}" if group else _RULES.get(rule, rule)
-
-
 def group_title(group: str) -> str:
     """What a group is called: slices have the names that people gave them."""
     return GROUPS.get(group, group)
@@ -121,28 +93,21 @@ def percent(estimate: Estimate | None) -> str:
     """A share with its 95 % interval."""
     if estimate is None or estimate.value is None:
         return NONE
-    interval = "" if estimate.low is None or estimate.high is None else f"（{estimate.low:.1%}–{estimate.high:.1%}）"
-    return f"{estimate.value:.1%}{interval}"
-
-
-def sliced(rule: str) -> tuple[str, str]:
-    """Slice and measure of a rule such as ``slice.old_labels.top1``; two empty texts for any other rule."""
-    if not rule.startswith("slice.") or rule.count(".") < 2:
-        return "", ""
-    group, _, measure = rule.removeprefix("slice.").rpartition(".")
-    return group, measure
+    low, high = (None if end is None else figures.percent(end) for end in (estimate.low, estimate.high))
+    interval = "" if low is None or high is None else f"（{low}–{high}）"
+    return f"{figures.percent(estimate.value)}{interval}"
 
 
 def _champion(rule: str, reports: Reports) -> str:
     accuracy, latency = reports.accuracy, reports.latency
     if rule == "p95" and latency and latency.champion:
-        return f"{latency.champion.p95:.3f} 秒"
+        return figures.seconds(latency.champion.p95)
     if accuracy is None:
         return NONE
     if rule == "size":
-        return f"{accuracy.champion_model.megabytes:.1f} MB"
+        return figures.megabytes(accuracy.champion_model.megabytes)
     group, measure = sliced(rule)
     metrics = accuracy.champion.get(group or OVERALL)
     read = _CHAMPION.get(f"overall.{measure}" if group else rule)
     value = read(metrics).value if read and metrics else None
-    return NONE if value is None else f"{value:.1%}"
+    return NONE if value is None else figures.percent(value)

@@ -34,10 +34,14 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mlflow", "alembic.command", "psycopg", "move_shop"])
 SECONDS = 60
 RULES = (
-    RuleOutcome(rule="overall.top1", outcome="passed", value="0.93", threshold="≥ 0.80"),
-    RuleOutcome(rule="p95_ratio", outcome="advisory", value="1.4", threshold="≤ 1.3", reason="慢了 | 一点"),
+    RuleOutcome(rule="overall.top1", title="首位准确率", outcome="passed", value="0.93", threshold="≥ 0.80"),
+    RuleOutcome(
+        rule="p95_ratio", title="P95 | 之比", outcome="advisory", value="1.4", threshold="≤ 1.3", reason="慢了 | 一点"
+    ),
 )
-FAILED = RuleOutcome(rule="never_regress", outcome="failed", value="1", threshold="0", reason="丢了一张不能丢的图")
+FAILED = RuleOutcome(
+    rule="never_regress", title="不许退步", outcome="failed", value="1", threshold="0", reason="丢了一张不能丢的图"
+)
 
 
 @contextmanager

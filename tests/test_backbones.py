@@ -170,7 +170,6 @@ class TestCrop:
             wanted = functional.center_crop(torch.from_numpy(whole.copy()).permute(2, 0, 1), [225])
             off = np.abs(found - wanted.permute(1, 2, 0).numpy())
             assert off.max() <= (1 if mode == "bilinear" else 3)
-            assert off.mean() < 0.1
 
     def test_a_very_long_strip_takes_no_more_memory_than_its_middle(self) -> None:
         """Resized in full this would be 256 × 128,000,000 pixels: 98 GB."""

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from judged_scene import Entry, Scene, photographs
 from PIL import Image
 
-from eval import charts, comparison, contact_sheet, fonts, markdown, page, wording
+from eval import charts, comparison, contact_sheet, fonts, markdown, page
 from eval.comparison import Changed, Confusion, Names, Sheet
 from eval.fonts import Font
 from eval.reports import CaseResult, Latency, LatencyReport
@@ -358,29 +358,3 @@ class TestPage:
         assert "\u202e" not in text
         assert text.count("没有图片") == 1
         assert "不许退步" in text
-
-
-class TestWording:
-    @pytest.mark.parametrize(
-        ("rule", "expected"),
-        [
-            ("p95", "单张 P95 延迟"),
-            ("slice.old_labels.top1", "旧标签：首位准确率"),
-            ("slice.水果 2.5 元.cases", "水果 2.5 元：坏例数"),
-            ("slice.a.new", "a：new"),
-            ("slice.", "slice."),
-            ("unheard_of", "unheard_of"),
-        ],
-    )
-    def test_rules_have_titles(self, rule: str, expected: str) -> None:
-        assert wording.title(rule) == expected
-
-    def test_every_rule_of_the_gate_has_one(self, tmp_path: Path) -> None:
-        made = Scene(
-            settings.load(store=str(tmp_path / "store")), [Entry(photographs()[0], CUP, (CUP, 0.5), (CUP, 0.5), ("x",))]
-        )
-        rules = [rule.rule for rule in made.decision.rules]
-        assert len(rules) > 15
-        for rule in rules:
-            assert wording.title(rule) != rule
-            assert wording.title(rule).rpartition("：")[2].isascii() is False

@@ -209,12 +209,12 @@ def test_without_any_report_nothing_passes() -> None:
 
 
 def test_a_rule_that_nobody_judged_fails() -> None:
-    good = RuleOutcome(rule="size", outcome="passed", value="", threshold="")
+    good = RuleOutcome(rule="size", title="模型大小", outcome="passed", value="", threshold="")
     assert gate.settle(["size"], [good]).passed
     decision = gate.settle(["size", "p95"], [good])
     assert not decision.passed
     assert against(decision) == {"p95"}
-    assert "p95" in decision.reasons[0]
+    assert of(decision, "p95").title in decision.reasons[0]
 
 
 # ------------------------------------------------------------------ each rule, by hand
@@ -398,6 +398,52 @@ def test_lost_cases_are_named_and_the_rest_counted() -> None:
 def test_numbers_that_differ_look_different() -> None:
     outcome = of(gate.decide(changed(EQUAL, ((*MINE, "top1", "value"), 0.09996)), RULES), "overall.top1")
     assert (outcome.value, outcome.threshold) == ("9.996%", "≥ 10.000%")
+    outcome = of(gate.decide(changed(EQUAL, ((*MINE, "top1", "value"), 0.1 - 1e-8)), RULES), "overall.top1")
+    assert (outcome.outcome, outcome.value, outcome.threshold) == ("failed", "略低于 10.0%", "≥ 10.0%")
+
+
+def test_equal_models_differ_by_nothing_and_nothing_has_no_sign() -> None:
+    outcomes = {outcome.rule: outcome for outcome in gate.decide(EQUAL, RULES).rules}
+    for rule in ("overall.forbidden", "overall.auto_right_fall", "overall.auto_wrong_increase", "ece_increase"):
+        assert outcomes[rule].value == "持平"
+    assert outcomes["overall.non_inferiority"].value.startswith("持平（")
+    assert outcomes["overall.forbidden"].threshold == "不许升高"
+    assert outcomes["overall.auto_right_fall"].threshold == "≥ -10.0 个百分点"
+    assert outcomes["overall.auto_right_kept"].value == "100.0%"
+
+
+def test_what_a_share_gained_or_lost_has_its_sign() -> None:
+    # 55 of 70 live and right before, all live; now 5 fewer are right.
+    fewer = judged([result(CASES[at], WRONG) if at < 5 else one for at, one in enumerate(CHAMPION)], CHAMPION)
+    assert of(fewer, "overall.auto_right_fall").value == "-7.1 个百分点"
+    assert of(fewer, "overall.auto_wrong_increase").value == "+7.1 个百分点"
+    more = judged(CHAMPION, [result(CASES[at], WRONG) if at < 5 else one for at, one in enumerate(CHAMPION)])
+    assert of(more, "overall.auto_right_fall").value == "+7.1 个百分点"
+    assert of(more, "overall.auto_wrong_increase").value == "-7.1 个百分点"
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("p95", "单张 P95 延迟"),
+        ("slice.old_labels.top1", "旧标签：首位准确率"),
+        ("slice.水果 2.5 元.cases", "水果 2.5 元：坏例数"),
+        ("slice.a.new", "a：new"),
+        ("slice.", "slice."),
+        ("unheard_of", "unheard_of"),
+    ],
+)
+def test_rules_have_titles(rule: str, expected: str) -> None:
+    assert gate.title(rule) == expected
+
+
+def test_every_outcome_has_a_title_of_its_own_in_chinese() -> None:
+    for given_ in (EQUAL, Reports(accuracy=None, latency=None)):
+        rules = gate.decide(given_, RULES).rules
+        assert len(rules) > 15
+        assert len({rule.title for rule in rules}) == len(rules)
+        assert not any(rule.title.rpartition("：")[2].isascii() for rule in rules)
+    assert gate.settle(["slice.钟表.cases"], []).rules[0].title == "钟表：坏例数"
 
 
 # ------------------------------------------------------------------ what never rescues a model
@@ -569,7 +615,10 @@ def test_a_decision_is_repeatable_and_tells_why(dump: dict[str, Any]) -> None:
 @settings(max_examples=50, deadline=None)
 def test_one_outcome_more_never_turns_a_failure_into_a_pass(dump: dict[str, Any], more: list[tuple[str, Any]]) -> None:
     before = decided(dump)
-    extra = [RuleOutcome(rule=rule, outcome=outcome, value="", threshold="", reason="。") for rule, outcome in more]
+    extra = [
+        RuleOutcome(rule=rule, title=rule, outcome=outcome, value="", threshold="", reason="。")
+        for rule, outcome in more
+    ]
     after = gate.settle([], [*before.rules, *extra])
     assert after.passed == (before.passed and all(one.outcome in ("passed", "advisory") for one in extra))
 

@@ -21,6 +21,9 @@ ELSEWHERE = {
     "make bench": "test_bench.py runs each of its parts on a few images",
     "wwts init": "test_compose.py runs it against a real Airflow and MLflow",
     "wwts doctor": "test_doctor.py",
+    "wwts models import": "test_import.py imports checkpoints by the same command",
+    "wwts run evaluate_model": "test_proof.py judges six versions through the DAG",
+    "wwts run promote_model": "test_proof.py promotes, refuses and takes back through the DAG",
 }
 
 
@@ -47,6 +50,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     for photo in demo.photographs()[:3]:
         (folder / "photos" / photo.name).write_bytes(photo.read_bytes())
+    (folder / "badcases.csv").write_text(
+        "uri,label_id,slice,reason,never_regress\nphoto.jpg,imagenet:n04266014,火箭 🚀,被标成炮弹,true\n",
+        encoding="utf-8",
+    )
     (folder / "photo.jpg").write_bytes(next(p for p in demo.photographs() if p.suffix == ".jpg").read_bytes())
     return folder
 

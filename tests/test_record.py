@@ -37,11 +37,16 @@ CUP, CAT, ROCKET = "imagenet:n07920052", "imagenet:n02123045", "imagenet:n042660
 EVIL = "<script>alert(1)</script> | `x` ](javascript:alert(2)) ![p](http://evil.example/p.png)\n# @you :octocat: \u202e"
 SLICES = ("宠物 🐱", "a/../b//", EVIL)
 RULES = (
-    RuleOutcome(rule="overall.top1", outcome="passed", value="93.0%", threshold="≥ 80.0%"),
-    RuleOutcome(rule=f"slice.{EVIL}.top1", outcome="advisory", value=EVIL, threshold=EVIL, reason=EVIL),
+    RuleOutcome(rule="overall.top1", title="首位准确率", outcome="passed", value="93.0%", threshold="≥ 80.0%"),
+    RuleOutcome(rule=f"slice.{EVIL}.top1", title=EVIL, outcome="advisory", value=EVIL, threshold=EVIL, reason=EVIL),
 )
 LOSES = RuleOutcome(
-    rule="never_regress", outcome="failed", value="丢了 1 条", threshold="不丢一条", reason="丢了不许丢的。"
+    rule="never_regress",
+    title="不许退步的坏例",
+    outcome="failed",
+    value="变错 1 条",
+    threshold="一条都不许变错",
+    reason="丢了不许丢的。",
 )
 PASSES, FAILS = Decision(True, (), RULES), Decision(False, (LOSES.reason,), (*RULES, LOSES))
 
@@ -141,7 +146,7 @@ class TestWritten:
         tags = entry_of(server, made.model).tags
         mine = {key: value for key, value in tags.items() if key.startswith(record.RULE)}
         assert len(mine) == len(verdict.rules) > 20
-        assert mine["gate.rule.never_regress"] == "failed：1 条中丢了 1 条（不丢一条）"
+        assert mine["gate.rule.never_regress"] == "failed：1 条中变错 1 条（一条都不许变错）"
         (cat,) = (value for key, value in mine.items() if "宠物" in key and ".cases" in key)
         assert cat.startswith("passed：12 条")
 
@@ -204,7 +209,7 @@ class TestWritten:
         made, _ = written
         text = entry_of(server, made.model).description
         assert text.splitlines()[0] == "## **❌ 未通过门禁**（正式评测）"
-        assert f"| 指标 | 当前启用 v1 | 候选 v{made.model.version} | 门槛 | 结论 |" in text
+        assert f"| 门禁规则 | 当前启用 v1 | 候选 v{made.model.version} | 要求 | 结论 |" in text
         assert "| 首位准确率 | 83.3% | 75.0% | ≥ 10.0% |" in text
         assert "变错 2 条，变对 1 条" in text
         assert text.endswith("老王：双十一之后再上")
@@ -505,6 +510,7 @@ def of_slices(failed: int, passed: int, reason: str) -> Decision:
     rules = tuple(
         RuleOutcome(
             rule=f"slice.切片 {number} {'长' * 60}.top1",
+            title=f"切片 {number}：首位准确率",
             outcome="failed" if number < failed else "passed",
             value="1.0%",
             threshold="≥ 2.0%",
@@ -542,7 +548,7 @@ def test_the_description_fits_whatever_it_is_made_of(room: int) -> None:
     """Escapes make a text up to six times as long."""
     text = "".join(HOSTILE) * 40
     rules = tuple(
-        RuleOutcome(rule=f"slice.{text}{number}.top1", outcome="failed", value=text, threshold=text, reason=text)
+        RuleOutcome(rule=f"slice.{number}.top1", title=text, outcome="failed", value=text, threshold=text, reason=text)
         for number in range(40)
     )
     shown = description.Shown("1", Sheet(), "contact-sheet.jpg", None, datetime.now(UTC))
@@ -550,7 +556,7 @@ def test_the_description_fits_whatever_it_is_made_of(room: int) -> None:
     made = description.build(verdict, Reports(accuracy=None, latency=None), shown, room)
     assert len(made) <= room
     assert re.search(r"另有 \d+ 条原因，见评测记录", made)
-    assert re.search(r"未列出的规则：❌ 未通过 \d+ 条", made)
+    assert re.search(r"未列出的门禁规则：❌ 未通过 \d+ 条", made)
     assert "contact-sheet.jpg" in made
     assert made.endswith(f"runs/{'f' * 32})")
 

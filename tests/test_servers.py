@@ -12,15 +12,19 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 from conftest import free_ports
+from gate_shop import GateShop
 
-from wwts_ops import health, servers, settings, watchdog
+from wwts_ops import health, promotion, registry, servers, settings, tracking, verdict, watchdog
 from wwts_ops.errors import WwtsError
+from wwts_ops.settings import Settings
+from wwts_ops.tracking import ModelVersion
 
 DRIVER = (
     "import sys; from wwts_ops import servers, settings; "
@@ -49,6 +53,7 @@ def clean_environment(folder: Path) -> dict[str, str]:
     dags = folder / "dags"
     dags.mkdir(exist_ok=True)
     (dags / "sleeper.py").write_text(DAG)
+    (dags / "promote_model.py").write_bytes((Path(__file__).parents[1] / "dags" / "promote_model.py").read_bytes())
     return {**kept, "WWTS_STORE": str(folder / "店 store"), "AIRFLOW__CORE__DAGS_FOLDER": str(dags)}
 
 
@@ -159,7 +164,7 @@ class Running:
 
     def token(self) -> str:
         login = {"username": "admin", "password": self.password}
-        answer = httpx.post(f"{self.api}/auth/token", json=login, trust_env=False)
+        answer = httpx.post(f"{self.api}/auth/token", json=login, trust_env=False, timeout=60)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["access_token"])
 
@@ -204,11 +209,11 @@ def alive(process: psutil.Process) -> bool:
 
 @pytest.mark.slow
 def test_anonymous_gets_nothing_and_the_printed_password_a_token(running: Running) -> None:
-    assert httpx.get(f"{running.api}/api/v2/dags", trust_env=False).status_code == 401
+    assert httpx.get(f"{running.api}/api/v2/dags", trust_env=False, timeout=60).status_code == 401
     wrong = {"username": "admin", "password": "admin"}
-    assert httpx.post(f"{running.api}/auth/token", json=wrong, trust_env=False).status_code == 401
+    assert httpx.post(f"{running.api}/auth/token", json=wrong, trust_env=False, timeout=60).status_code == 401
     bearer = {"Authorization": f"Bearer {running.token()}"}
-    pools = httpx.get(f"{running.api}/api/v2/pools", headers=bearer, trust_env=False).json()["pools"]
+    pools = httpx.get(f"{running.api}/api/v2/pools", headers=bearer, trust_env=False, timeout=60).json()["pools"]
     assert {"wwts_gpu": 1}.items() <= {pool["name"]: pool["slots"] for pool in pools}.items()
 
 
@@ -217,7 +222,7 @@ def test_every_part_is_healthy_and_only_on_loopback(running: Running) -> None:
     report = health.answer(running.api + health.AIRFLOW_PATH)
     assert report is not None
     assert health.unwell(report, health.AIRFLOW_COMPONENTS) == []
-    assert httpx.get(f"{running.mlflow}/health", trust_env=False).status_code == 200
+    assert httpx.get(f"{running.mlflow}/health", trust_env=False, timeout=60).status_code == 200
     listening = {
         connection.laddr.ip
         for process in tree(running)
@@ -267,8 +272,109 @@ def test_an_existing_pool_is_left_as_it_is(running: Running, monkeypatch: pytest
     assert servers.init_airflow(settings.load(pool="other", pool_slots=3)) is True
     assert servers.init_airflow(settings.load(pool="other", pool_slots=9)) is False
     bearer = {"Authorization": f"Bearer {running.token()}"}
-    pool = httpx.get(f"{running.api}/api/v2/pools/other", headers=bearer, trust_env=False).json()
+    pool = httpx.get(f"{running.api}/api/v2/pools/other", headers=bearer, trust_env=False, timeout=60).json()
     assert pool["slots"] == 3
+
+
+# ------------------------------------------------------------------ a promotion waits for a person
+
+
+@pytest.fixture(scope="module")
+def candidate(running: Running, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Version 1 is champion, version 2 has passed the gate."""
+    made = settings.load(store=running.environment["WWTS_STORE"], mlflow_tracking_uri=running.mlflow)
+    shop = GateShop(made, tmp_path_factory.mktemp("approval"))
+    first = shop.register("first", shop.random_head())
+    second = shop.register("second", shop.head([0]))
+    with tracking.connected(made) as client:
+        client.set_registered_model_alias(made.model_name, "champion", first.version)
+        client.set_registered_model_alias(made.model_name, "challenger", second.version)
+        client.set_model_version_tag(made.model_name, second.version, verdict.TAG, passed(first, second))
+    return made
+
+
+def passed(champion: ModelVersion, challenger: ModelVersion) -> str:
+    """A verdict as the gate records it."""
+    return verdict.Verdict(
+        passed=True,
+        mode="enforced",
+        reasons=(),
+        rules=(),
+        model_version=challenger.version,
+        model_sha256=challenger.sha256,
+        champion_version=champion.version,
+        champion_sha256=champion.sha256,
+        badcases="b000001-0123456789ab",
+        badcases_sha256="0" * 64,
+        rules_sha256="1" * 64,
+        run_id="none",
+        git_sha="",
+        judged_at=datetime.now(UTC),
+    ).model_dump_json()
+
+
+def champion(found: Settings) -> str:
+    model = registry.champion(found)
+    assert model
+    return model.version
+
+
+def asked(running: Running) -> str:
+    """A triggered promotion that has come to the person's question; its address."""
+    bearer = {"Authorization": f"Bearer {running.token()}"}
+    dag = f"{running.api}/api/v2/dags/promote_model"
+    limit = time.monotonic() + 180
+    while httpx.patch(dag, json={"is_paused": False}, headers=bearer, trust_env=False, timeout=60).status_code != 200:
+        assert time.monotonic() < limit, "the DAG is not there"
+        time.sleep(1)
+    answer = httpx.post(f"{dag}/dagRuns", json={"logical_date": None}, headers=bearer, trust_env=False, timeout=60)
+    assert answer.status_code == 200, answer.text
+    url = f"{dag}/dagRuns/{answer.json()['dag_run_id']}"
+    while True:
+        task = httpx.get(f"{url}/taskInstances/approve", headers=bearer, trust_env=False, timeout=60).json()
+        if task.get("state") == "awaiting_input":
+            return url
+        assert task.get("state") not in ("failed", "upstream_failed", "skipped", "success"), task
+        assert time.monotonic() < limit, task
+        time.sleep(0.5)
+
+
+def answer(running: Running, url: str, choice: str) -> dict[str, str]:
+    """Answers, and waits for the end; how each task ended."""
+    bearer = {"Authorization": f"Bearer {running.token()}"}
+    body = {"chosen_options": [choice], "params_input": {}}
+    given = httpx.patch(
+        f"{url}/taskInstances/approve/-1/hitlDetails", json=body, headers=bearer, trust_env=False, timeout=60
+    )
+    assert given.status_code == 200, given.text
+    limit = time.monotonic() + 120
+    while httpx.get(url, headers=bearer, trust_env=False, timeout=60).json()["state"] in ("queued", "running"):
+        assert time.monotonic() < limit, "the run does not end"
+        time.sleep(0.5)
+    tasks = httpx.get(f"{url}/taskInstances", headers=bearer, trust_env=False, timeout=60).json()["task_instances"]
+    return {task["task_id"]: task["state"] for task in tasks}
+
+
+@pytest.mark.slow
+def test_a_promotion_waits_for_a_person_who_may_refuse(running: Running, candidate: Settings) -> None:
+    url = asked(running)
+    bearer = {"Authorization": f"Bearer {running.token()}"}
+    asking = httpx.get(
+        f"{url}/taskInstances/approve/-1/hitlDetails", headers=bearer, trust_env=False, timeout=60
+    ).json()
+    assert "b000001-0123456789ab" in asking["body"]
+    assert asking["defaults"] == ["Reject"]
+    assert champion(candidate) == "1"
+    assert answer(running, url, "Reject")["move"] == "skipped"
+    assert champion(candidate) == "1"
+
+
+@pytest.mark.slow
+def test_a_promotion_that_a_person_approves_says_who(running: Running, candidate: Settings) -> None:
+    assert answer(running, asked(running), "Approve")["move"] == "success"
+    assert champion(candidate) == "2"
+    (move,) = [move for move in promotion.history(candidate) if (move.alias, move.action) == ("champion", "promote")]
+    assert move.evidence["approved_by"] == "admin"
 
 
 @pytest.mark.slow
@@ -277,7 +383,7 @@ def test_term_leaves_no_process_behind(running: Running) -> None:
     bearer = {"Authorization": f"Bearer {running.token()}"}
     url = f"{running.api}/api/v2/dags/sleeper/dagRuns"
     limit = time.monotonic() + 120
-    while httpx.post(url, json={"logical_date": None}, headers=bearer, trust_env=False).status_code != 200:
+    while httpx.post(url, json={"logical_date": None}, headers=bearer, trust_env=False, timeout=60).status_code != 200:
         assert time.monotonic() < limit, "the DAG is not there"
         time.sleep(1)
     while not any(process.name() == "sleep" for process in tree(running)):

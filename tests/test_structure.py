@@ -49,7 +49,6 @@ LAYERS = (
     {"registry"},
     {"packed", "isolation", "isolated"},
     {"moves"},
-    {"promotion"},
     # From a catalog to a plan.
     {"fetch", "catalog", "planning"},
     # From a plan to rows.
@@ -58,6 +57,8 @@ LAYERS = (
     {"publish", "published", "review", "review.*", "report", "summary"},
     # What a model is judged by.
     {"badcases", "badcases.*", "holdout"},
+    # Who may become champion.
+    {"promotion"},
     # All stages together.
     {"night", "rollout"},
     # How it is driven.

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import skimage.data
 import torch
+from PIL import Image
 from torch import nn
 from torchvision import models
 from torchvision.transforms import functional
@@ -27,25 +28,21 @@ def trained(arch: str, labels: int = len(LABELS), **arguments: Any) -> nn.Module
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 1.0  # one batch is all there is to learn from
-    side = arguments.get("image_size", transforms(arch).crop_size[0])
-    pictures = torch.stack([theirs(arch, small(photo(name), side)) for name in PHOTOS])
+    own = transforms(arch)
+    own.crop_size = [arguments.get("image_size", own.crop_size[0])]
+    pictures = torch.stack([own(Image.fromarray(photo(name))) for name in PHOTOS])
     with torch.no_grad():
         if norms:
             network.train()(pictures)
         last = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
         nn.init.normal_(last.weight, std=0.02)  # some begin as zeros
-        last.weight.mul_(0.3 / network.eval()(pictures).std(dim=1).mean())
+        last.weight.mul_(0.3 / network.eval()(pictures).std(dim=1).max())
     return network
 
 
 def transforms(arch: str) -> Any:
     weights = models.get_model_weights(arch)
     return weights.__members__.get("IMAGENET1K_V1", weights.DEFAULT).transforms()
-
-
-def small(rgb: np.ndarray, side: int) -> np.ndarray:
-    pixels = functional.center_crop(functional.resize(channels_first(rgb), [side], antialias=True), [side])
-    return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
 
 def channels_first(rgb: np.ndarray) -> torch.Tensor:

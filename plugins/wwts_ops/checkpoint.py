@@ -186,6 +186,8 @@ def build(folder: Path, request: Request, label_ids: tuple[str, ...]) -> tuple[T
     body = family.build(request.arch, len(label_ids), backbone.recipe.input)
     _check_size(body, request.arch)
     notes = _load(body, request, len(label_ids))
+    if request.normalize is None and family.normalizes_itself(request.arch):
+        notes += (f"If {request.arch} was trained on from torchvision's weights, give --normalize half.",)
     state, weight, bias = _split(backbone, body, family.NORMALIZATIONS[normalize])
     import numpy as np
 

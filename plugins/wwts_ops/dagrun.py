@@ -144,10 +144,10 @@ class Follower:
         self._night = event
 
     def _on_evaluating(self, event: Event) -> None:
-        self.phase(f"正在评测版本 {event['version']}（对比当前启用的版本 {event['champion']}）…")
+        self.phase(f"正在评测候选版本 {event['version']}（对比当前启用的版本 {event['champion']}）…")
 
     def _on_accuracy_measured(self, _: Event) -> None:
-        self.phase("准确性已测，正在测量延迟…")
+        self.phase("准确率已测完，正在测量延迟…")
 
     def _on_judged(self, event: Event) -> None:
         self._told.append(summary.verdict(event))
@@ -157,7 +157,7 @@ class Follower:
 
     def _on_rollout_done(self, event: Event) -> None:
         done = "已回退" if event["action"] == "rollback" else "已上线"
-        self._told.append(f"\n{done}：现在启用版本 {event['version']}（champion）")
+        self._told.append(f"\n{done}：当前启用的模型现在是版本 {event['version']}（champion）")
 
     def conclude(self, dag_id: str, code: int, log_path: Path) -> None:
         """Says how it went."""

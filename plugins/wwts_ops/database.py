@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -181,9 +182,16 @@ def _file_lock(path: Path) -> Iterator[None]:
 
 def _write_ahead(settings: Settings) -> None:
     """Readers then never wait for a writer. The file remembers it."""
-    with _engine(settings.resolved_database_url).connect() as connection:
-        raw: Any = connection.connection.driver_connection
+    text = settings.resolved_database_url
+    try:
+        # Past SQLAlchemy, which would begin a transaction, and in one it cannot be changed.
+        raw = sqlite3.connect(str(_url(text).database), timeout=_BUSY_S)
         raw.execute("PRAGMA journal_mode=WAL")
+        raw.close()
+    except sqlite3.OperationalError as error:
+        raise UnavailableError(f"The database {_shown(_url(text))} does not answer: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise WwtsError(f"{_shown(_url(text))} is no SQLite database ({error}); move it away.") from error
 
 
 @cache

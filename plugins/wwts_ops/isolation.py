@@ -22,7 +22,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from wwts_ops import tracking
-from wwts_ops.errors import WwtsError
+from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.tracking import ModelVersion
 
@@ -67,6 +67,8 @@ def check(settings: Settings, model: ModelVersion) -> None:
         try:
             _check_hash(path, model)
             label = _label(_predicted(path, closure(_requirements(path)), folder))
+        except UnavailableError:
+            raise
         except WwtsError as error:
             raise WwtsError(f"Version {model.version} of {model.name} does not work by itself: {error}") from error
     log.info("isolated_model_works", model=model.name, version=model.version, label_id=label)
@@ -207,11 +209,17 @@ def _run(command: list[str], work: Path) -> None:
     try:
         _, told = process.communicate(timeout=TIME_LIMIT_S)
     except subprocess.TimeoutExpired:
-        raise WwtsError(f"it did not predict one picture within {TIME_LIMIT_S:.0f} seconds.") from None
+        raise UnavailableError(
+            f"A fresh process predicted nothing within {TIME_LIMIT_S:.0f} seconds."
+        ) from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # with whatever it started
             process.communicate()
+    if process.returncode < 0:
+        raise UnavailableError(
+            f"A fresh process was killed (signal {-process.returncode}), perhaps out of memory."
+        )
     if process.returncode != 0:
         lines = [line for line in told.splitlines() if line.strip()][-_TOLD_LINES:]
         raise WwtsError("\n".join([f"the fresh process ended with {process.returncode}:", *lines]))

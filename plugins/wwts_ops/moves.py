@@ -17,7 +17,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.dialects import postgresql, sqlite
 
-from wwts_ops import database, registration, tracking
+from wwts_ops import database, registration, tracking, verdict
 from wwts_ops.database import alias_moves, alias_states
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.registry import CHAMPION
@@ -35,7 +35,7 @@ UNKNOWN, OURSELVES = "unknown (moved in MLflow)", "wwts"
 LEASE = timedelta(minutes=5)
 _TRIES = 10
 
-Action = Literal["promote", "rollback", "nominate", "adopt"]
+Action = Literal["promote", "rollback", "nominate", "withdraw", "adopt"]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def carry_out(settings: Settings, order: Order, decide: Callable[[Situation], De
         for _ in range(_TRIES):
             row = desk.row()
             if row.state == "moving":
-                desk.finish(desk.take_over(row), Intent.of(row.intent))
+                desk.settle(desk.take_over(row), Intent.of(row.intent))
                 continue
             history = desk.history()
             done = tuple(move for move in history if _is_of(move, order))
@@ -174,7 +174,7 @@ def history_from_tags(settings: Settings) -> list[Move]:
         WwtsError: when a tag was altered.
     """
     with tracking.connected(settings, tracking.ANSWER_SECONDS) as client:
-        return _tagged(client, settings.model_name)
+        return _tagged(client, settings.model_name, _read)
 
 
 @dataclass(frozen=True)
@@ -224,12 +224,17 @@ class _Desk:
 
     def history(self) -> tuple[Move, ...]:
         """What was recorded; a database that was lost, or is an older copy, gets back what MLflow's tags say."""
-        tagged = _tagged(self._client, self._name)
+        tagged = _tagged(self._client, self._name, _readable)
         with database.transaction(self._settings) as connection:
             connection.execute(sa.select(alias_states).where(self._mine).with_for_update())
             found = _recorded(connection, self._name)
             last = found[-1].number if found else 0
-            lost = [move for move in tagged if move.number > last]
+            # Without a gap: a tag that somebody made up must not leap ahead of what comes next.
+            lost = [
+                move
+                for place, move in enumerate(m for m in tagged if m.number > last)
+                if move.number == last + place + 1
+            ]
             if lost:
                 log.warning("audit_restored_from_mlflow", model=self._name, moves=len(lost))
                 _record(connection, lost)
@@ -326,6 +331,35 @@ class _Desk:
         holder = f"{order.actor} ({order.action}, run {order.run})"
         return {"run": order.run, "holder": holder, "expires_at": database.now(connection) + LEASE}
 
+    def settle(self, revision: int, intent: Intent) -> None:
+        """Finishes what was interrupted; a promotion only when it had begun to count, or its verdict still stands."""
+        now = aliases(self._client, self._name)
+        promoted = [move for move in intent.wanted if (move.alias, move.action) == (CHAMPION, "promote")]
+        if all(now[CHAMPION] == move.to_version or self._still_judged(move) for move in promoted):
+            self.finish(revision, intent)
+        else:
+            self._abandon(revision, intent, now)
+
+    def _still_judged(self, move: Move) -> bool:
+        """Whether the version still has the verdict on which the move was decided."""
+        if not is_there(self._client, self._name, move.to_version):
+            return False
+        text = self._client.get_model_version(self._name, move.to_version).tags.get(verdict.TAG)
+        if text is None:
+            return False
+        found = verdict.Verdict.from_tag(text).model_dump(mode="json")
+        stood_on = move.evidence["verdict"]
+        return all(found[name] == stood_on[name] for name in ("run_id", "judged_at", "passed"))
+
+    def _abandon(self, revision: int, intent: Intent, now: Mapping[str, str | None]) -> None:
+        """Takes back what an interrupted promotion had moved; nothing of it counts, and nothing is audited."""
+        for move in intent.wanted:
+            self._keep(revision)
+            if now[move.alias] == move.to_version != move.from_version:
+                self._set(move.alias, move.from_version)
+        self._give_back(revision)
+        log.warning("interrupted_move_abandoned", model=self._name, moves=intent.as_json())
+
     def finish(self, revision: int, intent: Intent) -> None:
         """Makes every move of ``intent`` that is not made yet, whoever began it."""
         recorded = {move.number for move in self._keep(revision)}
@@ -336,9 +370,7 @@ class _Desk:
                 _record(connection, intent.moves)
         for move in intent.moves:
             self._tag(revision, move)
-        with database.transaction(self._settings) as connection:
-            idle = {"state": "idle", "intent": None, "run": None, "holder": None, "expires_at": None}
-            self._hold(connection, revision, {**idle, "revision": revision + 1})
+        self._give_back(revision)
         for move in intent.moves:
             if move.alias == CHAMPION:
                 versions = {"from": move.from_version, "to": move.to_version}
@@ -352,10 +384,7 @@ class _Desk:
             if aliases(self._client, self._name)[move.alias] == move.to_version:
                 continue
             self._keep(revision)
-            if move.to_version is None:
-                self._client.delete_registered_model_alias(self._name, move.alias)
-            else:
-                self._client.set_registered_model_alias(self._name, move.alias, move.to_version)
+            self._set(move.alias, move.to_version)
         now = aliases(self._client, self._name)
         for move in intent.wanted:
             if now[move.alias] != move.to_version:
@@ -364,6 +393,17 @@ class _Desk:
                     f"{move.to_version} and names {now[move.alias]}. Try again."
                 )
         return intent
+
+    def _set(self, alias: str, version: str | None) -> None:
+        if version is None:
+            self._client.delete_registered_model_alias(self._name, alias)
+        else:
+            self._client.set_registered_model_alias(self._name, alias, version)
+
+    def _give_back(self, revision: int) -> None:
+        with database.transaction(self._settings) as connection:
+            idle = {"state": "idle", "intent": None, "run": None, "holder": None, "expires_at": None}
+            self._hold(connection, revision, {**idle, "revision": revision + 1})
 
     def _keep(self, revision: int, **values: Any) -> list[Move]:
         """Renews the lease, so that a holder who only slept does not write after somebody took over."""
@@ -443,7 +483,7 @@ def is_there(client: Any, name: str, version: str | None) -> bool:
         raise
 
 
-def _tagged(client: Any, name: str) -> list[Move]:
+def _tagged(client: Any, name: str, read: Callable[[str, str], Move | None]) -> list[Move]:
     model = _model(client, name)
     if model is None:
         return []
@@ -456,9 +496,19 @@ def _tagged(client: Any, name: str) -> list[Move]:
         token = page.token
         if not token:
             break
-    found = [_read(key, value) for key, value in tags.items() if key.startswith(TAG)]
+    found = [read(key, value) for key, value in tags.items() if key.startswith(TAG)]
     # A version that was copied from another registered model brings that one's tags.
-    return sorted((move for move in found if move.model_name == name), key=lambda move: move.number)
+    ours = (move for move in found if move is not None and move.model_name == name)
+    return sorted(ours, key=lambda move: move.number)
+
+
+def _readable(key: str, value: str) -> Move | None:
+    """A damaged tag must not stop the way back: what was recorded stands in our database."""
+    try:
+        return _read(key, value)
+    except WwtsError as error:
+        log.warning("audit_tag_damaged", reason=str(error))
+        return None
 
 
 def _read(key: str, value: str) -> Move:

@@ -6,24 +6,26 @@ aliases (see ``wwts_ops.moves``). :func:`rollback` needs neither verdict nor app
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import structlog
 
-from wwts_ops import moves, tracking
+from wwts_ops import badcases, moves, tracking
 from wwts_ops import verdict as verdicts
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.moves import CHALLENGER, PREVIOUS, Decided, Move, Order, Situation, history, history_from_tags
 from wwts_ops.provenance import git_sha
 from wwts_ops.registry import CHAMPION
 from wwts_ops.settings import Settings
+from wwts_ops.storage import Store
 from wwts_ops.tracking import ModelVersion
-from wwts_ops.verdict import Outcome, RuleOutcome, Verdict
+from wwts_ops.verdict import OUTCOMES, RuleOutcome, Verdict
 
 __all__ = [
     "Move",
@@ -36,18 +38,15 @@ __all__ = [
     "promote",
     "propose",
     "rollback",
+    "withdraw",
 ]
 
 log = structlog.get_logger(__name__)
 
+_OVERRIDE_CHARS = 1000
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 #: Rules that the summary shows; those that did not pass come first.
 _SHOWN = 30
-_OUTCOMES: dict[Outcome, str] = {
-    "passed": "通过",
-    "failed": "**未通过**",
-    "insufficient": "**样本不足**",
-    "advisory": "仅提示",
-}
 
 
 @dataclass(frozen=True)
@@ -191,6 +190,21 @@ def nominate(settings: Settings, verdict: Verdict, actor: str, run: str) -> Move
     return done[-1] if done else None
 
 
+def withdraw(settings: Settings, verdict: Verdict, actor: str, run: str) -> Move | None:
+    """Takes alias ``challenger`` from a version that failed; None when it is elsewhere.
+
+    Raises:
+        UnavailableError: when MLflow or the database does not answer, or aliases are being moved right now.
+    """
+
+    def decide(situation: Situation) -> Decided:
+        named = situation.aliases[CHALLENGER] == verdict.model_version
+        return Decided({CHALLENGER: None} if named else {}, {"verdict": _kept(verdict), "git_sha": git_sha()})
+
+    done = moves.carry_out(settings, Order(run, actor, "withdraw"), decide)
+    return done[-1] if done else None
+
+
 def in_short(move: Move) -> str:
     """A move's evidence on one line."""
     verdict, override = move.evidence.get("verdict") or {}, move.evidence.get("override") or {}
@@ -213,13 +227,14 @@ def _proposal(settings: Settings, client: Any, version: str | None, override: Ov
     wanted = version or aliases[CHALLENGER]
     if wanted is None:
         raise WwtsError(f"No version of {name} is {CHALLENGER}; run evaluate_model on one, or name the version.")
+    model = _whole(client, name, wanted)
+    wanted = model.version  # MLflow also takes 03 for 3
     if wanted == aliases[CHAMPION]:
         raise WwtsError(f"Version {wanted} of {name} is {CHAMPION} already; there is nothing to promote.")
-    model = _whole(client, name, wanted)
     verdict = _verdict(client, model)
     champion = ModelVersion.of(client.get_model_version(name, aliases[CHAMPION])) if aliases[CHAMPION] else None
     failed = _failures(verdict)
-    reasons = [*_stale(model, champion, verdict), *([] if override else failed)]
+    reasons = [*_stale(model, champion, verdict), *_other_cases(settings, verdict), *([] if override else failed)]
     if override:
         reasons += _incomplete(override)
     if reasons:
@@ -299,17 +314,32 @@ def _stale(model: ModelVersion, champion: ModelVersion | None, verdict: Verdict)
     return reasons
 
 
+def _other_cases(settings: Settings, verdict: Verdict) -> list[str]:
+    """Why ``verdict`` says nothing of the bad cases in force: some were added or retired after it."""
+    found = badcases.current(Store.of(settings))
+    if found is None or found.sha256 == verdict.badcases_sha256:
+        return []
+    return [
+        f"It was judged on the bad cases {verdict.badcases}, but {found.name} are in force; run evaluate_model again."
+    ]
+
+
 def _failures(verdict: Verdict) -> list[str]:
     """Why ``verdict`` does not permit a promotion; an override does."""
     if verdict.passed:
         return []
-    rules = ", ".join(rule.rule for rule in verdict.rules if rule.outcome in ("failed", "insufficient"))
-    return [*verdict.reasons, f"没有通过的规则：{rules or '无记录'}"]
+    rules = "、".join(rule.title for rule in verdict.rules if rule.outcome in ("failed", "insufficient"))
+    return [*verdict.reasons, f"未通过的门禁规则：{rules or '无记录'}"]
 
 
 def _incomplete(override: Override) -> list[str]:
-    missing = [what for what, text in (("a person", override.by), ("a reason", override.reason)) if not text.strip()]
-    return [f"An override needs {' and '.join(missing)}."] if missing else []
+    given = (("a person", override.by), ("a reason", override.reason))
+    missing = [what for what, text in given if not text.strip()]
+    told = [f"An override needs {' and '.join(missing)}."] if missing else []
+    # MLflow refuses longer tags, and no database takes half a character: not to be found out after the aliases moved.
+    if any(len(text) > _OVERRIDE_CHARS or _UNWRITABLE.search(text) for _, text in given):
+        told.append(f"The override's person and reason must be plain text of at most {_OVERRIDE_CHARS} characters.")
+    return told
 
 
 def _kept(verdict: Verdict) -> dict[str, Any]:
@@ -331,7 +361,7 @@ def _check_unchanged(proposal: Proposal, fresh: Proposal) -> None:
         raise WwtsError(
             f"Version {proposal.version} was judged again after it was proposed; trigger promote_model again."
         )
-    if fresh != proposal:
+    if replace(fresh, summary="") != replace(proposal, summary=""):  # its wording is of whatever wwts wrote it
         raise WwtsError(f"Version {proposal.version} changed after it was proposed; trigger promote_model again.")
 
 
@@ -403,34 +433,35 @@ def _returned(recorded: Iterable[Move], version: str) -> datetime | None:
 def _summary(
     settings: Settings, verdict: Verdict, failed: Sequence[str], override: Override | None, returned: datetime | None
 ) -> str:
-    result = "未通过，**由人工强制放行**" if override else "通过"
+    result = "未通过，**由人强制上线**" if override else "通过"
     zone = ZoneInfo(settings.timezone)
     judged = verdict.judged_at.astimezone(zone)
     lines = [
-        f"### 上线新模型：{_cell(settings.model_name)} 版本 {verdict.model_version}",
+        f"### 上线候选模型：{_cell(settings.model_name)} 版本 {verdict.model_version}",
         "",
         f"- **当前启用**：版本 {verdict.champion_version}（`{verdict.champion_sha256[:12]}`）",
         f"- **候选**：版本 {verdict.model_version}（`{verdict.model_sha256[:12]}`）",
         f"- **结论**：{result}（{judged:%Y-%m-%d %H:%M} 评测）",
         f"- **坏例快照**：`{verdict.badcases}`",
-        f"- **评测记录**：MLflow run `{verdict.run_id}`",
+        f"- **评测记录**：MLflow 运行 `{verdict.run_id}`",
     ]
     if returned:
         lines += [f"- **注意**：这个版本上线过，{returned.astimezone(zone):%Y-%m-%d %H:%M} 被回退"]
     if override:
-        lines += [f"- **强制放行**：{_cell(override.by)}，理由：{_cell(override.reason)}"]
+        lines += [f"- **强制上线**：{_cell(override.by)}，理由：{_cell(override.reason)}"]
         lines += ["", "未通过的原因：", *(f"- {_cell(reason)}" for reason in failed)]
     return "\n".join([*lines, "", *_table(verdict.rules)]) + "\n"
 
 
 def _table(rules: Sequence[RuleOutcome]) -> list[str]:
-    ordered = sorted(rules, key=lambda rule: rule.outcome == "passed")
+    order = list(OUTCOMES)
+    ordered = sorted(rules, key=lambda rule: order.index(rule.outcome))
     shown = [
-        f"| {_cell(rule.rule)} | {_cell(rule.value)} | {_cell(rule.threshold)} | {_OUTCOMES[rule.outcome]} |"
+        f"| {_cell(rule.title)} | {_cell(rule.value)} | {_cell(rule.threshold)} | {OUTCOMES[rule.outcome]} |"
         for rule in ordered[:_SHOWN]
     ]
-    more = [f"\n另有 {len(ordered) - _SHOWN} 条规则，见 MLflow 的版本页。"] if len(ordered) > _SHOWN else []
-    return ["| 规则 | 实测 | 要求 | 结果 |", "| --- | --- | --- | --- |", *shown, *more]
+    more = [f"\n另有 {len(ordered) - _SHOWN} 条门禁规则，见 MLflow 的模型版本页。"] if len(ordered) > _SHOWN else []
+    return ["| 门禁规则 | 候选 | 要求 | 结论 |", "| --- | --- | --- | --- |", *shown, *more]
 
 
 def _cell(text: str) -> str:

@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 import structlog
 
-from wwts_ops import cache, registration, tracking
+from wwts_ops import cache, database, registration, tracking
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -135,10 +136,42 @@ def _first(client: Any, settings: Settings) -> ModelVersion:
             f"Model {settings.model_name} has versions but no alias '{CHAMPION}'; "
             "set it in MLflow on the version that should tag."
         )
+    if not versions:
+        _refuse_an_emptied_registry(settings)
     first = ModelVersion.of(embedded[0]) if embedded else registration.register_embedded(settings)
     client.set_registered_model_alias(settings.model_name, CHAMPION, first.version)
     log.info("champion_set", model=settings.model_name, version=first.version)
     return first
+
+
+def _refuse_an_emptied_registry(settings: Settings) -> None:
+    """The embedded default is for a new shop; one whose MLflow was lost would get it back without any gate."""
+    before = _recorded_champion(settings)
+    if before is not None:
+        raise WwtsError(
+            f"MLflow at {tracking.shown(settings.resolved_tracking_uri)} has no version of {settings.model_name}, but "
+            f"version {before} was champion. Restore MLflow or mend MLFLOW_TRACKING_URI; to begin anew, set another "
+            "WWTS_MODEL_NAME."
+        )
+
+
+def _recorded_champion(settings: Settings) -> str | None:
+    """The champion by our own audit; None when it knows of none, or cannot be asked."""
+    if not database.exists(settings):
+        return None
+    moves = database.alias_moves
+    champions = sa.select(moves.c.to_version).where(
+        moves.c.model_name == settings.model_name, moves.c.alias == CHAMPION
+    )
+    try:
+        with database.transaction(settings) as connection:
+            if not sa.inspect(connection).has_table(moves.name):
+                return None
+            found: str | None = connection.execute(champions.order_by(moves.c.number.desc()).limit(1)).scalar()
+            return found
+    except UnavailableError as error:
+        log.warning("audit_not_asked", reason=str(error))
+        return None
 
 
 def resolve(settings: Settings, version: str | None) -> ModelVersion:

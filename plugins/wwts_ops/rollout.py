@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
 
-from wwts_ops import isolation, promotion, provenance, registry
-from wwts_ops.errors import WwtsError
+from wwts_ops import isolation, promotion, provenance, registry, tracking
+from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
+from wwts_ops.tracking import ModelVersion
 
 log = structlog.get_logger(__name__)
 
@@ -75,17 +77,39 @@ def prepare(settings: Settings, wanted: Order) -> dict[str, Any]:
     """Checks whether a promotion may go ahead, in the registry and in a fresh process.
 
     Returns:
-        The proposal as plain JSON values; of a rollback only its ``version``.
+        Plain JSON values: ``version``, ``summary`` (Markdown), ``token`` and, of a promotion, ``proposal``.
 
     Raises:
         WwtsError: when it may not; with the reasons.
     """
+    # New each time this stage runs: a run that is cleared in Airflow, days later, is another act.
+    token = f"{wanted.run}#{secrets.token_hex(4)}"
     if wanted.action == "rollback":
-        return {"version": wanted.version, "summary": ""}
+        return {"version": wanted.version, "summary": "", "token": token}
     proposal = promotion.propose(settings, wanted.version, wanted.override)
-    isolation.check(settings, registry.resolve(settings, proposal.version))
+    _check_infrastructure(settings, proposal.version)
     log.info("promotion_prepared", version=proposal.version, champion=proposal.champion_version)
-    return asdict(proposal)
+    told = {"version": proposal.version, "summary": proposal.summary, "token": token}
+    return {**told, "proposal": asdict(proposal)}
+
+
+def _check_infrastructure(settings: Settings, version: str) -> None:
+    """Whether the version works by itself, with the code that was packed with it; told on its page too."""
+    model = registry.resolve(settings, version)
+    try:
+        registry.code(settings, model)
+        isolation.check(settings, model)
+    except UnavailableError:
+        raise
+    except WwtsError:
+        _tell(settings, model, "failed")
+        raise
+    _tell(settings, model, "passed")
+
+
+def _tell(settings: Settings, model: ModelVersion, outcome: str) -> None:
+    with tracking.connected(settings) as client:
+        client.set_model_version_tag(model.name, model.version, "gate.infrastructure", outcome)
 
 
 def move(settings: Settings, wanted: Order, prepared: Mapping[str, Any], approval: Mapping[str, Any] | None) -> str:
@@ -95,11 +119,16 @@ def move(settings: Settings, wanted: Order, prepared: Mapping[str, Any], approva
         WwtsError: when somebody else moved them meanwhile.
     """
     if wanted.action == "rollback":
-        promotion.rollback(settings, wanted.version, wanted.actor, "rollback", wanted.run)
+        done = promotion.rollback(settings, wanted.version, wanted.actor, "rollback", prepared["token"])
     else:
-        proposal = promotion.Proposal(**prepared)
-        promotion.promote(settings, proposal, wanted.actor, _approver(approval), wanted.run)
+        proposal = promotion.Proposal(**prepared["proposal"])
+        done = promotion.promote(settings, proposal, wanted.actor, _approver(approval), prepared["token"])
     champion = registry.resolve(settings, None)
+    if champion.version not in {move.to_version for move in done if move.alias == registry.CHAMPION}:
+        raise WwtsError(
+            f"This run moved the aliases before; somebody moved them since: version {champion.version} is champion now. "
+            "Trigger a new run."
+        )
     log.info("rollout_done", action=wanted.action, version=champion.version)
     return champion.version
 

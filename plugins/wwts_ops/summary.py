@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wwts_ops.images import REASONS
+from wwts_ops.verdict import OUTCOMES
 
 
 def planned(event: Mapping[str, Any]) -> str:
@@ -52,13 +53,15 @@ def night(event: Mapping[str, Any]) -> str:
 
 
 def verdict(event: Mapping[str, Any]) -> str:
-    """What the gate said of a version: every rule that did not pass, and why."""
+    """What the gate said of a version: every rule, those against it first, and why."""
     marks = {"passed": "✓", "advisory": "·"}
-    against = f"版本 {event['version']}，对比当前启用的版本 {event['champion']}"
+    order = list(OUTCOMES)
+    against = f"候选版本 {event['version']}，对比当前启用的版本 {event['champion']}"
     lines = ["", f"门禁结论：{'通过' if event['passed'] else '未通过'}（{against}；坏例快照 {event['badcases']}）"]
-    for rule in event["rules"]:
-        wanted = f"（要求 {rule['threshold']}）" if rule["threshold"] else ""
-        lines.append(f"  {marks.get(rule['outcome'], '✗')} {rule['rule']}  {rule['value'] or '未测得'}{wanted}")
+    for rule in sorted(event["rules"], key=lambda rule: order.index(rule["outcome"])):
+        wanted = f"  要求：{rule['threshold']}" if rule["threshold"] else ""
+        lines.append(f"  {marks.get(rule['outcome'], '✗')} {rule['title']}  {rule['value'] or '未测得'}{wanted}")
+    lines += ["未通过的原因："] if event["reasons"] else []
     lines += [f"  {number}. {reason}" for number, reason in enumerate(event["reasons"], 1)]
     if event["mode"] == "dry_run":
         lines.append("  仅演练：结论已记录，但不作为上线依据")

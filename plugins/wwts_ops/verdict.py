@@ -19,12 +19,22 @@ TAG = "gate.verdict"
 Mode = Literal["enforced", "dry_run"]
 Outcome = Literal["passed", "failed", "insufficient", "advisory"]
 
+#: Each outcome in Chinese, in the order in which people read them.
+OUTCOMES: dict[Outcome, str] = {
+    "failed": "未通过",
+    "insufficient": "坏例太少",
+    "advisory": "仅提示",
+    "passed": "通过",
+}
+
 
 class RuleOutcome(BaseModel):
     """What one rule of the gate came to.
 
     Attributes:
-        rule: its name, such as ``p95_ratio`` or ``slice.old_labels.difference``; unique within a verdict.
+        rule: its stable name, such as ``p95_ratio`` or ``slice.old_labels.top1``; unique within a verdict. Programs,
+            tags and tests go by it.
+        title: what it is called in Chinese, such as 首位准确率. For people only: it may change, and two may be alike.
         outcome: ``insufficient``: too few cases to tell, which fails; ``advisory``: did not pass, but must not.
         value: what was measured, as people read it; empty when it was not.
         threshold: what it had to reach, as people read it.
@@ -34,6 +44,7 @@ class RuleOutcome(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rule: str
+    title: str
     outcome: Outcome
     value: str
     threshold: str

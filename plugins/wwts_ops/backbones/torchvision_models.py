@@ -194,6 +194,11 @@ def default_normalization(arch: str) -> str:
     return next(name for name, values in NORMALIZATIONS.items() if values == own)
 
 
+def normalizes_itself(arch: str) -> bool:
+    """Whether torchvision makes ``half`` of ``imagenet`` inside ``arch``, if and only if it begins with its weights."""
+    return arch in _TRAINING_ONLY
+
+
 def build(arch: str, labels: int, side: int) -> nn.Module:
     """The whole architecture for ``labels``, its weights not filled in, without what only training uses."""
     extra: dict[str, Any] = {"init_weights": False, "aux_logits": False} if arch in _TRAINING_ONLY else {}
@@ -228,12 +233,15 @@ def renamed(key: str) -> str:
 
 def _made(variant: Variant, labels: int | None) -> TorchvisionModel:
     check(variant.arch)
-    own = _transforms(variant.arch)
-    short_side, side, kernel = own.resize_size[0], own.crop_size[0], own.interpolation.value
-    given: dict[str, tuple[Any, Any]] = {"short_side": (variant.short_side, short_side), "input": (variant.input, side)}
-    given |= {"kernel": (variant.kernel, kernel)}
-    different = {key: value for key, (value, usual) in given.items() if value not in (None, usual)}
-    short_side, side, kernel = (usual if value is None else value for value, usual in given.values())
+    transforms = _transforms(variant.arch)
+    own: dict[str, Any] = {
+        "short_side": transforms.resize_size[0],
+        "input": transforms.crop_size[0],
+        "kernel": transforms.interpolation.value,
+    }
+    given = {key: getattr(variant, key) for key in own}
+    different = {key: value for key, value in given.items() if value not in (None, own[key])}
+    short_side, side, kernel = (own | different).values()
     if not 0 < side <= short_side <= _LARGEST_SIDE or kernel not in KERNELS:
         raise WwtsError(
             f"{variant.arch} cannot look at a square of {side} pixels in pictures of short side {short_side} "

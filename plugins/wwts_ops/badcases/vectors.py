@@ -15,8 +15,13 @@ from wwts_ops.storage import Store
 Array = np.ndarray[Any, Any]
 
 
-def embeddings(store: Store, backbone_sha256: str) -> tuple[tuple[str, ...], Array]:
+def embeddings(store: Store, backbone_sha256: str, code_sha256: str = "") -> tuple[tuple[str, ...], Array]:
     """What is kept of ``backbone_sha256``: contents, each once, and their vectors in that order.
+
+    Args:
+        store: where.
+        backbone_sha256: of recipe and weights.
+        code_sha256: only what this recognition code made; empty: by whatever code.
 
     Returns:
         The contents' SHA-256, and ``float16 [n, d]``; of nothing, ``()`` and ``[0, 0]``.
@@ -25,7 +30,7 @@ def embeddings(store: Store, backbone_sha256: str) -> tuple[tuple[str, ...], Arr
         WwtsError: when two parts hold vectors of different lengths.
     """
     found: dict[str, bytes] = {}
-    for key in store.list(_folder(backbone_sha256), ".parquet"):
+    for key in store.list(_folder(backbone_sha256, code_sha256), ".parquet"):
         table = store.read_table(key)
         rows = zip(*(table.column(name).to_pylist() for name in table.schema.names), strict=True)
         for content, backbone, vector in rows:
@@ -40,8 +45,12 @@ def embeddings(store: Store, backbone_sha256: str) -> tuple[tuple[str, ...], Arr
     return tuple(found), np.frombuffer(b"".join(found.values()), "<f2").reshape(len(found), -1)
 
 
-def add_embeddings(store: Store, backbone_sha256: str, contents: Sequence[str], vectors: Array) -> None:
-    """Keeps ``vectors`` (``float16 [n, d]``) of ``contents``; what is kept already is left as it is.
+def add_embeddings(
+    store: Store, backbone_sha256: str, contents: Sequence[str], vectors: Array, code_sha256: str = ""
+) -> None:
+    """Keeps ``vectors`` (``float16 [n, d]``) of ``contents``, made by the code ``code_sha256``.
+
+    What that code made before is left as it is.
 
     Raises:
         WwtsError: when their number, type or length do not fit each other and what is kept.
@@ -50,7 +59,7 @@ def add_embeddings(store: Store, backbone_sha256: str, contents: Sequence[str], 
         raise WwtsError(
             f"{len(contents)} contents need a float16 vector each, not {vectors.dtype} {list(vectors.shape)}."
         )
-    known, kept = embeddings(store, backbone_sha256)
+    known, kept = embeddings(store, backbone_sha256, code_sha256)
     if known and kept.shape[1] != vectors.shape[1]:
         raise WwtsError(f"Backbone b{backbone_sha256[:12]} gives {kept.shape[1]} numbers, not {vectors.shape[1]}.")
     new = {content: vector for content, vector in zip(contents, vectors, strict=True) if content not in set(known)}
@@ -59,12 +68,13 @@ def add_embeddings(store: Store, backbone_sha256: str, contents: Sequence[str], 
     # Named by what it holds: two at once, or one that starts again, write the same part.
     name = hashlib.sha256("\n".join(sorted(new)).encode()).hexdigest()[:12]
     with (
-        store.writing(f"{_folder(backbone_sha256)}/part-{name}.parquet") as path,
+        store.writing(f"{_folder(backbone_sha256, code_sha256)}/part-{name}.parquet") as path,
         EmbeddingWriter(path, backbone_sha256, vectors.shape[1]) as writer,
     ):
         for content in sorted(new):
             writer.add(content, new[content])
 
 
-def _folder(backbone_sha256: str) -> str:
-    return f"badcases/embeddings/backbone=b{backbone_sha256[:12]}"
+def _folder(backbone_sha256: str, code_sha256: str = "") -> str:
+    code = f"/code=c{code_sha256[:12]}" if code_sha256 else ""
+    return f"badcases/embeddings/backbone=b{backbone_sha256[:12]}{code}"
