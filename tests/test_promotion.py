@@ -62,6 +62,11 @@ def either(clean_environment: None, tracking_uri: str, database_url: str, tmp_pa
 
 
 @pytest.fixture
+def on_sqlite(clean_environment: None, tracking_uri: str, sqlite: str, tmp_path: Path) -> Make:
+    return lambda: Shop.made(tracking_uri, sqlite, tmp_path)
+
+
+@pytest.fixture
 def shop(clean_environment: None, tracking_uri: str, sqlite: str, tmp_path: Path) -> Shop:
     return Shop.made(tracking_uri, sqlite, tmp_path)
 
@@ -228,7 +233,7 @@ class TestRefused:
         late, again, failed = shop.propose("2"), shop.propose("3"), shop.propose("3")
         assert "judged again" in refusal(promotion.promote, shop.settings, again, "anna", "carol", "p1")
         shop.fail("3")
-        assert "never_regress" in refusal(promotion.promote, shop.settings, failed, "anna", "carol", "p2")
+        assert "不许退步" in refusal(promotion.promote, shop.settings, failed, "anna", "carol", "p2")
         shop.promote("3")
         told = refusal(promotion.promote, shop.settings, late, "anna", "carol", "p3")
         assert "version 3 is champion now" in told
@@ -353,10 +358,6 @@ class TestKilled:
     """A promotion has some thirty writes; it is killed after them, one by one, and ends the same."""
 
     @pytest.fixture
-    def on_sqlite(self, clean_environment: None, tracking_uri: str, sqlite: str, tmp_path: Path) -> Make:
-        return lambda: Shop.made(tracking_uri, sqlite, tmp_path)
-
-    @pytest.fixture
     def on_postgresql(self, clean_environment: None, tracking_uri: str, tmp_path: Path) -> Iterator[Make]:
         with postgresql() as database:
             url = database()
@@ -423,12 +424,10 @@ class TestAtOnce:
             )
             assert busy in told[loser]["refused"] or late in told[loser]["refused"]
 
-    def test_one_that_slept_past_its_lease_writes_nothing_more(
-        self, clean_environment: None, tracking_uri: str, sqlite: str, tmp_path: Path
-    ) -> None:
+    def test_one_that_slept_past_its_lease_writes_nothing_more(self, on_sqlite: Make, tmp_path: Path) -> None:
         """Stopped before it moves anything, it wakes up when all was done and undone by others."""
         for at in range(3, 30):
-            shop, answer = Shop.made(tracking_uri, sqlite, tmp_path), tmp_path / f"{at}.json"
+            shop, answer = on_sqlite(), tmp_path / f"{at}.json"
             proposal, other = shop.propose("2"), shop.propose("3")
             asleep = shop.process("p1", proposal, at=at, signal=signal.SIGSTOP, answer=answer)
             while psutil.Process(asleep.pid).status() != psutil.STATUS_STOPPED:
@@ -463,6 +462,32 @@ class TestAtOnce:
         told = refusal(promotion.promote, shop.settings, proposal, "anna", "carol", "p2")
         assert "version 3 is champion now" in told
         assert shop.state() == "idle"
+
+    def test_an_interrupted_promotion_whose_verdict_fell_is_taken_back(self, shop: Shop) -> None:
+        proposal, other = shop.propose("2"), shop.propose("3")
+        self.interrupted(shop, proposal, "previous", "1")
+        shop.fail("2")
+        shop.expire()
+        promotion.promote(shop.settings, other, "bob", None, "p2")
+        assert shop.aliases() == {"champion": "3", "previous": "1"}
+        assert shop.champions() == [("adopt", "1"), ("promote", "3")]
+        told = refusal(promotion.promote, shop.settings, proposal, "actor of p1", "carol", "p1")
+        assert "version 3 is champion now" in told
+
+    def test_what_was_audited_already_stays_whatever_came_after(self, on_sqlite: Make) -> None:
+        """Killed between the audit and its tags; then somebody moved the alias, and the version was judged again."""
+        for at in range(10, 60):
+            shop = on_sqlite()
+            proposal = shop.propose("2")
+            assert ended(shop.process("p1", proposal, at=at)) == -signal.SIGKILL
+            if promotion.history(shop.settings):
+                break
+        assert shop.state() == "moving"
+        shop.set("champion", "3")
+        shop.fail("2")
+        promotion.promote(shop.settings, proposal, "actor of p1", "carol", "p1")
+        assert moved(shop) == PROMOTED
+        assert shop.aliases() == {"champion": "3", "previous": "1"}
 
     @staticmethod
     def interrupted(shop: Shop, proposal: promotion.Proposal, alias: str, version: str) -> None:

@@ -209,17 +209,13 @@ def _run(command: list[str], work: Path) -> None:
     try:
         _, told = process.communicate(timeout=TIME_LIMIT_S)
     except subprocess.TimeoutExpired:
-        raise UnavailableError(
-            f"A fresh process predicted nothing within {TIME_LIMIT_S:.0f} seconds."
-        ) from None
+        raise UnavailableError(f"A fresh process predicted nothing within {TIME_LIMIT_S:.0f} seconds.") from None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # with whatever it started
             process.communicate()
     if process.returncode < 0:
-        raise UnavailableError(
-            f"A fresh process was killed (signal {-process.returncode}), perhaps out of memory."
-        )
+        raise UnavailableError(f"A fresh process was killed (signal {-process.returncode}), perhaps out of memory.")
     if process.returncode != 0:
         lines = [line for line in told.splitlines() if line.strip()][-_TOLD_LINES:]
         raise WwtsError("\n".join([f"the fresh process ended with {process.returncode}:", *lines]))

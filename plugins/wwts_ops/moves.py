@@ -335,7 +335,8 @@ class _Desk:
         """Finishes what was interrupted; a promotion only when it had begun to count, or its verdict still stands."""
         now = aliases(self._client, self._name)
         promoted = [move for move in intent.wanted if (move.alias, move.action) == (CHAMPION, "promote")]
-        if all(now[CHAMPION] == move.to_version or self._still_judged(move) for move in promoted):
+        audited = {move.number for move in intent.moves} <= {move.number for move in self._keep(revision)}
+        if audited or all(now[CHAMPION] == move.to_version or self._still_judged(move) for move in promoted):
             self.finish(revision, intent)
         else:
             self._abandon(revision, intent, now)

@@ -126,7 +126,7 @@ def move(settings: Settings, wanted: Order, prepared: Mapping[str, Any], approva
     champion = registry.resolve(settings, None)
     if champion.version not in {move.to_version for move in done if move.alias == registry.CHAMPION}:
         raise WwtsError(
-            f"This run moved the aliases before; somebody moved them since: version {champion.version} is champion now. "
+            f"This run moved the aliases before, and somebody moved them since: {champion.version} is champion. "
             "Trigger a new run."
         )
     log.info("rollout_done", action=wanted.action, version=champion.version)

@@ -1,0 +1,130 @@
+"""What must not go live late: promotions whose grounds went away while they were interrupted, waiting or forgotten."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from move_shop import Shop, ended
+
+from wwts_ops import badcases, promotion, registry, rollout, taxonomy
+from wwts_ops.errors import WwtsError
+from wwts_ops.promotion import Override
+from wwts_ops.storage import Store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def shop(clean_environment: None, tracking_uri: str, tmp_path: Path) -> Shop:
+    return Shop.made(tracking_uri, f"sqlite:///{tmp_path / 'wwts.db'}", tmp_path)
+
+
+def order(action: str, run: str = "promote_model/r1") -> rollout.Order:
+    return rollout.Order(action, None, require_approval=False, override=None, actor="anna", run=run)
+
+
+def test_an_interrupted_promotion_is_given_up_when_its_version_failed_meanwhile(
+    clean_environment: None, tracking_uri: str, tmp_path: Path
+) -> None:
+    """Whoever comes next finds the row of somebody who died before the champion was moved."""
+    given_up = 0
+    for at in range(3, 13):
+        shop = Shop.made(tracking_uri, f"sqlite:///{tmp_path / f'{at}.db'}", tmp_path)
+        proposal, other = shop.propose("2"), shop.propose("3")
+        ended(shop.process("p1", proposal, at=at))
+        if shop.state() != "moving" or shop.aliases()["champion"] != "1":
+            continue
+        given_up += 1
+        shop.fail("2")
+        shop.expire()
+        promotion.promote(shop.settings, other, "bob", None, "p2")
+        assert shop.aliases() == {"champion": "3", "previous": "1"}
+        assert shop.champions() == [("adopt", "1"), ("promote", "3")]
+        assert shop.state() == "idle"
+    assert given_up > 2
+
+
+def test_the_same_run_does_not_finish_what_failed_meanwhile(shop: Shop) -> None:
+    proposal = shop.propose("2")
+    for at in range(3, 13):
+        ended(shop.process("p1", proposal, at=at))
+        if shop.state() == "moving" and shop.aliases()["champion"] == "1":
+            break
+    shop.fail("2")
+    with pytest.raises(WwtsError, match="2"):
+        promotion.promote(shop.settings, proposal, "anna", None, "p1")
+    assert shop.aliases() == {"champion": "1"}
+
+
+def test_a_verdict_on_other_bad_cases_than_those_in_force_is_out_of_date(shop: Shop) -> None:
+    store = Store.of(shop.settings)
+    snapshot = badcases.ensure(store, taxonomy.ensure(store, ()))
+    shop.judge("2")
+    with pytest.raises(WwtsError, match=f"{snapshot.name} are in force"):
+        promotion.propose(shop.settings, "2", Override("anna", "because"))
+    shop.judge("2", badcases=snapshot.name, badcases_sha256=snapshot.sha256)
+    assert promotion.propose(shop.settings, "2", None).version == "2"
+    badcases.retire(store, "anna", snapshot.active[0].content_sha256, "a wrong label")
+    with pytest.raises(WwtsError, match="run evaluate_model again"):
+        promotion.propose(shop.settings, "2", None)
+
+
+@pytest.mark.parametrize("reason", ["长" * 1001, "half a \ud83d", "a bell \x07"])
+def test_an_override_that_no_tag_could_hold_is_refused_before_anything_moves(shop: Shop, reason: str) -> None:
+    shop.fail("2")
+    with pytest.raises(WwtsError, match="plain text of at most 1000"):
+        promotion.propose(shop.settings, "2", Override("anna", reason))
+
+
+def test_a_version_written_with_zeros_is_the_version(shop: Shop) -> None:
+    shop.judge("2")
+    assert promotion.propose(shop.settings, "02", None).version == "2"
+    with pytest.raises(WwtsError, match="champion already"):
+        promotion.propose(shop.settings, "01", None)
+
+
+def test_a_cleared_run_is_another_act(shop: Shop) -> None:
+    """Airflow runs its tasks again under the same run; what it did the first time is done no second time unnoticed."""
+    prepared = {"version": "2", "summary": "", "token": "r1#a", "proposal": asdict(shop.propose("2"))}
+    assert rollout.move(shop.settings, order("promote"), prepared, None) == "2"
+    assert rollout.move(shop.settings, order("promote"), prepared, None) == "2"  # the same task, tried again
+    back = rollout.prepare(shop.settings, order("rollback"))
+    assert rollout.move(shop.settings, order("rollback"), back, None) == "1"
+    with pytest.raises(WwtsError, match="Trigger a new run"):
+        rollout.move(shop.settings, order("promote"), prepared, None)
+    assert shop.aliases()["champion"] == "1"
+    assert back["token"] != rollout.prepare(shop.settings, order("rollback"))["token"]
+
+
+def test_a_damaged_tag_does_not_stop_the_way_back(shop: Shop) -> None:
+    shop.promote("2")
+    shop.tag("1", "wwts.move.000003", "oops")
+    promotion.rollback(shop.settings, None, "anna", "", "r1")
+    assert shop.aliases()["champion"] == "1"
+    with pytest.raises(WwtsError, match="altered"):
+        promotion.history_from_tags(shop.settings)
+
+
+def test_a_version_that_fails_is_no_challenger_any_more(shop: Shop) -> None:
+    promotion.nominate(shop.settings, shop.judge("2"), "anna", "e1")
+    failed = shop.fail("3")
+    assert promotion.withdraw(shop.settings, failed, "anna", "e2") is None
+    assert shop.aliases()["challenger"] == "2"
+    assert promotion.withdraw(shop.settings, shop.fail("2"), "anna", "e3") is not None
+    assert "challenger" not in shop.aliases()
+    assert [move.action for move in shop.history()] == ["adopt", "nominate", "withdraw"]
+
+
+def test_an_emptied_mlflow_does_not_make_the_embedded_default_champion(shop: Shop, tmp_path: Path) -> None:
+    shop.promote("2")
+    elsewhere = shop.settings.model_copy(update={"mlflow_tracking_uri": f"sqlite:///{tmp_path / 'other.db'}"})
+    with pytest.raises(WwtsError, match="version 2 was champion"):
+        registry.ensure_champion(elsewhere)
+    assert registry.versions(elsewhere) == []
