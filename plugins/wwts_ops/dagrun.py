@@ -32,7 +32,8 @@ Event = dict[str, Any]
 _STALE_SECONDS = 86_400
 _SECONDS_BETWEEN_LINES = 5.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_OURS = "wwts_ops"
+#: Whose events are progress; everybody else writes lines.
+_OURS = ("wwts_ops", "eval.", "training.")
 #: The ``logger`` of lines that the child wrote as plain text.
 _CHILD = "wwts_ops.dagrun.child"
 
