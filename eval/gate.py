@@ -227,6 +227,9 @@ def _auto_precision(mine: Metrics | None, theirs: Metrics | None, floor: float) 
     if mine is not None and mine.auto_precision.value is None and all(none_live):
         reason = "两个模型都没有自动通过任何坏例，准确率无从计算，这一条只作提示；可以再补充一些模型有把握的坏例。"
         return _outcome(limit.rule, "advisory", "", f"≥ {figures.percent(floor)}", reason)
+    if mine is not None and none_live[0]:
+        reason = "候选没有自动通过任何坏例，全部要送人工审核；请检查阈值和置信度校准，或重新训练。"
+        return _outcome(limit.rule, "failed", "", f"≥ {figures.percent(floor)}", reason)
     return limit.at_least(_value(mine, "auto_precision"), floor)
 
 

@@ -154,11 +154,17 @@ class Follower:
         self._told.append(summary.verdict(event))
 
     def _on_promotion_prepared(self, event: Event) -> None:
-        self.phase(f"版本 {event['version']} 可以上线，正在切换…")
+        if event["override_by"]:
+            why = f"由 {event['override_by']} 强制上线，理由：{event['override_reason']}"
+            self._told.append(f"\n版本 {event['version']} 未通过门禁，{why}")
+        self.phase(f"版本 {event['version']} 已核对，正在切换…")
 
     def _on_rollout_done(self, event: Event) -> None:
         done = "已回退" if event["action"] == "rollback" else "已上线"
-        self._told.append(f"\n{done}：当前启用的模型现在是版本 {event['version']}（champion）")
+        self._told.append(
+            f"\n{done}：当前启用的模型现在是版本 {event['version']}（champion）。"
+            "从下一次打标起生效，已有的标签保持不变。"
+        )
 
     def conclude(self, dag_id: str, code: int, log_path: Path) -> None:
         """Says how it went."""

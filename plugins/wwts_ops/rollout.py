@@ -47,17 +47,20 @@ def order(context: Mapping[str, Any]) -> Order:
     """Reads the form and the run from Airflow's context.
 
     Raises:
-        WwtsError: when a person is named for an override without a reason.
+        WwtsError: when an override lacks its person or its reason.
     """
     form = context["params"]
     who, why = (str(form.get(name) or "").strip() for name in ("override_by", "override_reason"))
     if who and not why:
         raise WwtsError(f"override_by names {who}, but override_reason is empty; say why a failed version may go live.")
+    who = who or _airflow_user(context) or ""
+    if why and not who:
+        raise WwtsError("override_reason is given, but override_by is empty; name the person who answers for it.")
     return Order(
         action=form["action"],
         version=str(form["version"]).strip() if form.get("version") else None,
         require_approval=bool(form["require_approval"]),
-        override=promotion.Override(by=who or person(context), reason=why) if why else None,
+        override=promotion.Override(by=who, reason=why) if why else None,
         actor=person(context),
         run=run(context),
     )
@@ -65,7 +68,13 @@ def order(context: Mapping[str, Any]) -> Order:
 
 def person(context: Mapping[str, Any]) -> str:
     """Who triggered this run: the Airflow user, or whoever runs the process where there is none."""
-    return str(getattr(context["dag_run"], "triggering_user_name", None) or provenance.user())
+    return _airflow_user(context) or provenance.user()
+
+
+def _airflow_user(context: Mapping[str, Any]) -> str | None:
+    """None when nobody signed in: `wwts run` runs as Airflow's own ``dag_test``."""
+    name = getattr(context["dag_run"], "triggering_user_name", None)
+    return None if name in (None, "", "dag_test") else str(name)
 
 
 def run(context: Mapping[str, Any]) -> str:
@@ -88,7 +97,13 @@ def prepare(settings: Settings, wanted: Order) -> dict[str, Any]:
         return {"version": wanted.version, "summary": "", "token": token}
     proposal = promotion.propose(settings, wanted.version, wanted.override)
     _check_infrastructure(settings, proposal.version)
-    log.info("promotion_prepared", version=proposal.version, champion=proposal.champion_version)
+    log.info(
+        "promotion_prepared",
+        version=proposal.version,
+        champion=proposal.champion_version,
+        override_by=proposal.override_by,
+        override_reason=proposal.override_reason,
+    )
     told = {"version": proposal.version, "summary": proposal.summary, "token": token}
     return {**told, "proposal": asdict(proposal)}
 

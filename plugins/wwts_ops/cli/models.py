@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from wwts_ops.cli.console import out, settings
+
+if TYPE_CHECKING:
+    from wwts_ops import checkpoint
+    from wwts_ops.settings import Settings
 
 app = typer.Typer(help="Versions in the MLflow registry.", no_args_is_help=True)
 
@@ -64,7 +68,7 @@ def import_model(  # noqa: PLR0913, PLR0917 (one a command-line option)
     current = settings()
     given = (family, arch, weights, labels, namespace, threshold, short_side, input_side, resize, normalize)
     with checkpoint.prepared(current, checkpoint.Request(*given)) as ready:
-        for note in ready.notes:
+        for note in (*ready.notes, *_namesakes(current, ready)):
             out.print(note, markup=False)
         # In an empty registry the embedded default comes first: the gate compares with a champion.
         registry.ensure_champion(current)
@@ -77,6 +81,24 @@ def import_model(  # noqa: PLR0913, PLR0917 (one a command-line option)
     )
     conf = json.dumps({"version": found.model.version})
     out.print(f"It is not in use. Have it judged next:\n  wwts run evaluate_model --conf '{conf}'", markup=False)
+
+
+def _namesakes(current: Settings, ready: checkpoint.Prepared) -> list[str]:
+    """Bad cases and answers go by ids: a label of the same name under another id is another label."""
+    from wwts_ops import taxonomy
+    from wwts_ops.storage import Store
+
+    names = taxonomy.current(Store.of(current))
+    known = {label.label_zh: label.label_id for label in names.labels} if names else {}
+    ours = {label.label_id for label in ready.labels}
+    others = [label for label in ready.labels if known.get(label.label_zh, label.label_id) not in ours]
+    if not others:
+        return []
+    first = others[0]
+    return [
+        f"{len(others):,} names exist already under other ids ({first.label_zh}: {known[first.label_zh]}, here "
+        f"{first.label_id}). Where the same thing is meant, import with lines `id<TAB>name`: bad cases go by ids."
+    ]
 
 
 @app.command("history")
