@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from move_shop import Shop, ended
 
-from wwts_ops import badcases, promotion, registry, rollout, taxonomy
+from wwts_ops import badcases, promotion, provenance, registry, rollout, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.promotion import Override
 from wwts_ops.storage import Store
@@ -128,3 +129,32 @@ def test_an_emptied_mlflow_does_not_make_the_embedded_default_champion(shop: Sho
     with pytest.raises(WwtsError, match="version 2 was champion"):
         registry.ensure_champion(elsewhere)
     assert registry.versions(elsewhere) == []
+
+
+def context(user: str | None, **form: object) -> dict[str, object]:
+    """What Airflow hands to a task, as far as the form and its sender go."""
+    empty = {"action": "promote", "version": None, "require_approval": True, "override_by": None, "override_reason": ""}
+    run = SimpleNamespace(dag_id="promote_model", run_id="r1", triggering_user_name=user)
+    return {"params": {**empty, **form}, "dag_run": run}
+
+
+@pytest.mark.parametrize("nobody", [None, "", "dag_test"])
+def test_an_override_without_a_person_is_refused(nobody: str | None) -> None:
+    """`wwts run` runs as Airflow's own user ``dag_test``, who answers for nothing."""
+    with pytest.raises(WwtsError, match="override_by is empty"):
+        rollout.order(context(nobody, override_reason="急"))
+    named = rollout.order(context(nobody, override_reason="急", override_by="老王"))
+    assert named.override == Override("老王", "急")
+    assert named.actor == provenance.user()
+
+
+def test_whoever_signed_in_to_airflow_answers_for_an_override() -> None:
+    assert rollout.order(context("anna", override_reason="急")).override == Override("anna", "急")
+    with pytest.raises(WwtsError, match="override_reason is empty"):
+        rollout.order(context("anna", override_by="老王"))
+
+
+def test_only_a_promotion_waits_for_a_person() -> None:
+    assert rollout.order(context("anna")).needs_approval
+    assert not rollout.order(context("anna", require_approval=False)).needs_approval
+    assert not rollout.order(context("anna", action="rollback")).needs_approval

@@ -29,13 +29,17 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True)
 class Listed:
-    """A line of `wwts models list`; hashes are empty for versions that wwts did not register."""
+    """A line of `wwts models list`; hashes are empty for versions that wwts did not register.
+
+    ``gate`` is what the gate last said: ``passed``, ``failed``, ``pending``, or nothing yet.
+    """
 
     version: str
     aliases: tuple[str, ...]
     sha256: str
     backbone_sha256: str
     registered: str
+    gate: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def versions(settings: Settings) -> list[Listed]:
                 sha256=entry.tags.get("model_sha256", ""),
                 backbone_sha256=entry.tags.get("backbone_sha256", ""),
                 registered=datetime.fromtimestamp(entry.creation_timestamp / 1000, UTC).isoformat(timespec="seconds"),
+                gate=entry.tags.get("gate", ""),
             )
             for entry in sorted(found, key=lambda entry: -int(entry.version))
         ]

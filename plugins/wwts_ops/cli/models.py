@@ -24,10 +24,11 @@ def list_models() -> None:
     from wwts_ops import registry
 
     found = settings()
-    table = Table("version", "aliases", "backbone", "model_sha256", "registered", title=found.model_name)
+    table = Table("version", "aliases", "gate", "backbone", "model_sha256", "registered (UTC)", title=found.model_name)
     for entry in registry.versions(found):
         aliases = ", ".join(entry.aliases)
-        table.add_row(entry.version, aliases, entry.backbone_sha256[:12], entry.sha256[:12], entry.registered)
+        hashes = (entry.backbone_sha256[:12], entry.sha256[:12])
+        table.add_row(entry.version, aliases, entry.gate, *hashes, entry.registered[:16].replace("T", " "))
     out.print(table)
 
 
