@@ -17,7 +17,7 @@ from shard_shop import make_photos
 from tiny_backbone import TINY
 
 import wwts_ops
-from wwts_ops import night, planning, registration, settings, tagger, taxonomy
+from wwts_ops import planning, registration, settings, tagger, taxonomy
 from wwts_ops.planning import Pin, Plan, Request
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -111,19 +111,6 @@ def environment(found: Settings) -> Mapping[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "MLFLOW_"))}
     given = {"WWTS_STORE": found.store, "WWTS_CATALOG": found.catalog, "WWTS_DEVICE": found.device}
     return {**kept, **given, "MLFLOW_TRACKING_URI": found.resolved_tracking_uri}
-
-
-def one_night(found: Settings, day: date, **wanted: Any) -> dict[str, Any]:
-    """All stages in a row, as the DAG runs them; what the first one returned."""
-    planned = night.plan(found, night.Order(day, **wanted), "LocalExecutor")
-    assert planned is not None
-    for shard in planned["shards"]:
-        night.tag_shard(found, shard["run_key"], shard["shard"])
-    night.publish_tags(found)
-    night.route_to_review(found, planned["run_keys"])
-    night.build_report(found, planned)
-    night.finish(found, planned["run_keys"])
-    return planned
 
 
 def decisions(found: Settings, run_key: str) -> set[tuple[str, str, str]]:

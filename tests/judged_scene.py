@@ -21,6 +21,7 @@ from wwts_ops.badcases.snapshots import content_key
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tracking import ModelVersion
+from wwts_ops.verdict import Verdict
 
 CHAMPION = ModelVersion("wwts-tagger", "1", "1" * 64, "b" * 64)
 CHALLENGER = ModelVersion("wwts-tagger", "2", "2" * 64, "b" * 64)
@@ -179,3 +180,24 @@ def photographs() -> list[bytes]:
             whole.crop((left, 0, left + 200, 220)).save(out, "JPEG", quality=85)
             found.append(out.getvalue())
     return found
+
+
+def verdict_of(decision: gate.Decision, **changes: Any) -> Verdict:
+    """A verdict as the gate records it."""
+    given: dict[str, Any] = {
+        "passed": decision.passed,
+        "mode": "enforced",
+        "reasons": decision.reasons,
+        "rules": decision.rules,
+        "model_version": "2",
+        "model_sha256": "2" * 64,
+        "champion_version": "1",
+        "champion_sha256": "1" * 64,
+        "badcases": "b000001-aaaaaaaaaaaa",
+        "badcases_sha256": "a" * 64,
+        "rules_sha256": "c" * 64,
+        "run_id": "f" * 32,
+        "git_sha": "",
+        "judged_at": datetime.now(UTC),
+    }
+    return Verdict(**given | changes)

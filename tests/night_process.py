@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ class Killer:
         storage._sync = self.wrap("write", storage._sync)
 
 
-def one_night(found: Settings) -> None:
-    """All stages in a row, as the DAG runs them."""
-    planned = night.plan(found, night.order({"date": "2026-03-01"}, None, found), "LocalExecutor")
+def one_night(found: Settings, day: date = date(2026, 3, 1), **wanted: Any) -> dict[str, Any]:
+    """All stages in a row, as the DAG runs them; what the first one returned."""
+    planned = night.plan(found, night.Order(day, **wanted), "LocalExecutor")
     assert planned is not None
     for shard in planned["shards"]:
         night.tag_shard(found, shard["run_key"], shard["shard"])
@@ -58,6 +59,7 @@ def one_night(found: Settings) -> None:
     night.route_to_review(found, planned["run_keys"])
     night.build_report(found, planned)
     night.finish(found, planned["run_keys"])
+    return planned
 
 
 def main(environment: Mapping[str, str], at: int, moment: str, trace: str) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from code_shelf import CAUTIOUS, DAY, Shelf, decisions, make_tagger, one_night
+from code_shelf import CAUTIOUS, DAY, Shelf, decisions, make_tagger
 from conftest import _healthy, free_ports
+from night_process import one_night
 from structlog.testing import capture_logs
 
 from wwts_ops import night, planning, registration, registry, summary, taxonomy, tracking

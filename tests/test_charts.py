@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judged_scene import Entry, Scene, photographs
+from judged_scene import Entry, Scene, photographs, verdict_of
 from PIL import Image
 
 from eval import charts, comparison, contact_sheet, fonts, markdown, page
@@ -28,7 +28,6 @@ from eval.fonts import Font
 from eval.reports import CaseResult, Latency, LatencyReport
 from wwts_ops import settings
 from wwts_ops.badcases import BadCase
-from wwts_ops.verdict import Verdict
 
 CUP, CAT, ROCKET = "imagenet:n07920052", "imagenet:n02123045", "imagenet:n04266014"
 EVIL = "<script>alert(1)</script>|`x`$\\frac{1}$ 🍎\n\u202e=1+1"
@@ -310,22 +309,7 @@ class TestPage:
         ]
         made = Scene(settings.load(store=str(tmp_path / "store")), entries)
         accuracy, decision = made.reports.accuracy, made.decision
-        verdict = Verdict(
-            passed=decision.passed,
-            mode="dry_run",
-            reasons=(*decision.reasons, EVIL),
-            rules=decision.rules,
-            model_version="2",
-            model_sha256="2" * 64,
-            champion_version="1",
-            champion_sha256="1" * 64,
-            badcases="b000001-aaaaaaaaaaaa",
-            badcases_sha256="a" * 64,
-            rules_sha256="c" * 64,
-            run_id="f" * 32,
-            git_sha="",
-            judged_at=datetime.now(UTC),
-        )
+        verdict = verdict_of(decision, mode="dry_run", reasons=(*decision.reasons, EVIL))
         sheet = comparison.sheet(accuracy, made.snapshot.cases)
         shown = {one.case.content_sha256: thumbnail("red") for one in sheet.shown[1:]}
         facts = page.Facts(

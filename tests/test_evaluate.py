@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 import served_taggers
 import yaml
-from code_shelf import Shelf, environment, one_night
+from code_shelf import Shelf, environment
+from night_process import one_night
 from served_taggers import photographs
 from shard_shop import PHOTOS
 from structlog.testing import capture_logs

@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
-from code_shelf import CAUTIOUS, DAY, Shelf, decisions, environment, make_tagger, one_night
+from code_shelf import CAUTIOUS, DAY, Shelf, decisions, environment, make_tagger
+from night_process import one_night
 from structlog.testing import capture_logs
 
 from wwts_ops import night, packed, planning, registration, registry

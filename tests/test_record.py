@@ -17,7 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 import pytest
-from judged_scene import Entry, Scene, photographs
+from judged_scene import Entry, Scene, photographs, verdict_of
 from move_shop import mlflow_server
 from PIL import Image
 
@@ -519,25 +519,6 @@ def of_slices(failed: int, passed: int, reason: str) -> Decision:
         for number in range(failed + passed)
     )
     return Decision(failed == 0, (reason,) * failed, rules)
-
-
-def verdict_of(decision: Decision) -> Verdict:
-    return Verdict(
-        passed=decision.passed,
-        mode="enforced",
-        reasons=decision.reasons,
-        rules=decision.rules,
-        model_version="2",
-        model_sha256="2" * 64,
-        champion_version="1",
-        champion_sha256="1" * 64,
-        badcases="b000001-aaaaaaaaaaaa",
-        badcases_sha256="a" * 64,
-        rules_sha256="c" * 64,
-        run_id="f" * 32,
-        git_sha="",
-        judged_at=datetime.now(UTC),
-    )
 
 
 HOSTILE = tuple(chr(code) for code in (*range(33, 48), *range(58, 65), *range(91, 97), *range(123, 127)))
