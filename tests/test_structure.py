@@ -53,16 +53,20 @@ LAYERS = (
     {"fetch", "catalog", "planning"},
     # From a plan to rows.
     {"tagging"},
+    # What people said, and what heads say of stored embeddings.
+    {"corrections", "corrections.*"},
+    {"retags", "backfill"},
     # From rows to what people and shops read.
     {"publish", "published", "review", "review.*", "report", "summary"},
     # What a model is judged by.
     {"badcases", "badcases.*", "holdout"},
     # Who may become champion.
     {"promotion"},
+    {"retagging", "tagdiff", "backtest", "prune"},
     # All stages together.
     {"night", "rollout"},
     # How it is driven.
-    {"servers", "dagprocess", "dagrun", "doctor", "demo", "shardprocess"},
+    {"servers", "dagprocess", "dagrun", "doctor", "demo", "shardprocess", "retagprocess", "dag_promotion"},
     {"cli", "cli.*"},
 )
 

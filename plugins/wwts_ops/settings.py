@@ -63,6 +63,16 @@ class Settings(BaseSettings):
         0.05, ge=0, le=0.5, description="share of all contents, chosen by hash, kept from training for the audit"
     )
 
+    backbone: str = Field("efficientnet-lite0", min_length=1, description="backbone that a new shop starts with")
+    retrain_answers: int = Field(200, ge=1, description="new answers from which the head is trained before its day")
+    retrain_schedule: str = Field("0 5 * * 1", description="cron of the weekly training; 'none' for answers only")
+    publish_schedule: str = Field("*/5 * * * *", description="cron that looks for new answers to publish; or 'none'")
+    target_precision: float = Field(0.95, gt=0, lt=1, description="precision that learned thresholds aim at")
+    rehearsal: int = Field(20_000, ge=0, description="catalog contents by which a new head keeps what the old one knew")
+    weak_weight: float = Field(0.2, ge=0, le=1, description="what an imported old tag counts beside an answer")
+    training_views: int = Field(4, ge=0, le=16, description="further views of each answered image, for training only")
+    keep_days: int = Field(30, ge=1, description="days that `wwts store prune` keeps of what is no longer needed")
+
     threshold: float = Field(0.60, gt=0, le=1, description="score from which the embedded default is sure")
     top_k: int = Field(5, ge=1, le=50, description="tags kept per image")
     forced_review: CommaList = Field(
