@@ -25,8 +25,8 @@ $(STAMP): requirements.txt pyproject.toml
 demo: $(STAMP) ## Tag real photographs, no server needed (CATALOG=folder or manifest of yours)
 	@$(BIN)/wwts demo --catalog "$(CATALOG)"
 
-test: $(STAMP) ## Run the whole test suite
-	$(BIN)/python -m pytest
+test: $(STAMP) ## Run the whole test suite, some files at a time (TESTS=tests/test_x.py for some of it)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
 
 up: $(STAMP) ## Start Airflow and MLflow on this machine; Ctrl-C stops all of it
 	@$(BIN)/wwts up

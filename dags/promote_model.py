@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Any
-
-from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import Asset, Param, TriggerRule, dag, get_current_context, task
+from airflow.sdk import Param, dag
 
 from wwts_ops import settings
 from wwts_ops.dag_defaults import dag_arguments
+from wwts_ops.dag_promotion import promotion_tasks, waiting_time
 
 SETTINGS = settings.load()
-CHAMPION = Asset(name="wwts_champion", uri="wwts://models/champion")
 
 FORM = {
     "action": Param(
@@ -50,48 +46,12 @@ FORM = {
     schedule=None,
     # A rollback must not wait for a promotion that waits for a person.
     max_active_runs=16,
-    dagrun_timeout=timedelta(hours=SETTINGS.approval_hours + SETTINGS.run_timeout_hours),
+    dagrun_timeout=waiting_time(SETTINGS),
     params=FORM,
 )
 def promote_model() -> None:
     """From a recorded verdict to a moved alias."""
-
-    @task(task_display_name="核对")
-    def prepare() -> dict[str, Any]:
-        from wwts_ops import rollout
-
-        return rollout.prepare(SETTINGS, rollout.order(get_current_context()))
-
-    @task.branch(task_display_name="是否需要审批")
-    def choose() -> str:
-        from wwts_ops import rollout
-
-        return "approve" if rollout.order(get_current_context()).needs_approval else "move"
-
-    approve = ApprovalOperator(
-        task_id="approve",
-        task_display_name="审批",
-        subject="上线候选模型：版本 {{ ti.xcom_pull(task_ids='prepare')['version'] }}？",
-        body="{{ ti.xcom_pull(task_ids='prepare')['summary'] }}",
-        defaults=ApprovalOperator.REJECT,
-        response_timeout=timedelta(hours=SETTINGS.approval_hours),
-        assigned_users=[{"id": name, "name": name} for name in SETTINGS.approvers] or None,
-    )
-
-    # A skipped approval is one that nobody asked for; a refused one skips this task.
-    @task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, outlets=[CHAMPION], task_display_name="切换")
-    def move(prepared: dict[str, Any]) -> str:
-        from wwts_ops import rollout
-
-        context = get_current_context()
-        approval = context["ti"].xcom_pull(task_ids="approve")
-        return rollout.move(SETTINGS, rollout.order(context), prepared, approval)
-
-    prepared = prepare()
-    chosen = choose()
-    moved = move(prepared)
-    prepared >> chosen >> [approve, moved]
-    approve >> moved
+    promotion_tasks(SETTINGS)
 
 
 promote_model()

@@ -1,4 +1,4 @@
-"""Charts of one evaluation as PNG: latency, reliability, confusions.
+"""Charts of an evaluation or a training as PNG: latency, reliability, confusions, learning curve.
 
 Drawn without pyplot, so that nothing stays open; on paper of their own, as the contact sheet. The champion is always
 grey and dashed, the challenger teal and solid: they differ in lightness and shape, not in colour alone.
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from eval.comparison import Confusion, Names
     from eval.fonts import Font
     from eval.reports import AccuracyReport, CaseResult, Latency, LatencyReport
@@ -37,6 +39,13 @@ _ENGLISH = {
     "坏例数": "cases",
     "最常见的混淆（正确 → 误判）": "Most frequent confusions (right → said)",
     "最右一格含更慢的 {} 次": "the last bar includes {} slower ones",
+    "学习曲线": "Learning curve",
+    "每个标签的人工更正数": "answers a label",
+    "验证集准确率": "accuracy on the validation part",
+    "各标签平均准确率": "mean accuracy of the labels",
+    "阴影为各随机种子的最低到最高": "shaded: lowest to highest of all seeds",
+    "验证集上最常见的混淆（正确 → 误判）": "Most frequent confusions in validation (right → said)",
+    "误判张数 / 该标签张数": "mistaken / pictures of the label",
 }
 
 
@@ -87,22 +96,65 @@ def confusions(found: Sequence[Confusion], names: Names, font: Font) -> bytes:
     say = _Speech(font)
     shown = found[:CONFUSIONS]
     figure, axes = _figure(say, "最常见的混淆（正确 → 误判）", (8.0, 1.3 + 0.46 * len(shown)))
-    rows = np.arange(len(shown))
+    rows = _pairs(axes, say, [names.pair(one) if font.is_chinese else names.pair_latin(one) for one in shown])
     axes.barh(rows - 0.19, [one.challenger for one in shown], 0.34, color=_CHALLENGER, label=say("候选"))
     counts = [one.champion for one in shown]
     theirs = {"facecolor": _PAPER, "edgecolor": _CHAMPION, "hatch": "////"}
     axes.barh(
         rows + 0.19, counts, 0.34, linewidth=[float(count > 0) for count in counts], label=say("当前启用"), **theirs
     )
-    named = [names.pair(one) if font.is_chinese else names.pair_latin(one) for one in shown]
-    pairs = [f"{_short(truth)} → {_short(said)}" for truth, said in named]
-    axes.set_yticks(rows)
-    _ticks(axes, say)
-    axes.set_yticklabels([font.writable(pair) for pair in pairs], fontproperties=say.font(10.5), parse_math=False)
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(say("坏例数"), fontproperties=say.font(10), color=_SOFT)
+    _legend(axes, say, loc="lower right")
+    return _png(figure)
+
+
+def mistakes(found: Sequence[Mapping[str, Any]], names: Names, font: Font) -> bytes:
+    """Bars of a training's most frequent mistakes on its validation part.
+
+    Args:
+        found: with ``label_id``, ``predicted``, ``count`` and ``of``, the pictures of that label; worst first.
+        names: of the labels.
+        font: to letter it with.
+    """
+    say = _Speech(font)
+    shown = found[:CONFUSIONS]
+    figure, axes = _figure(say, "验证集上最常见的混淆（正确 → 误判）", (8.0, 1.3 + 0.4 * len(shown)))
+    name = names.chinese if font.is_chinese else names.latin
+    rows = _pairs(axes, say, [(name(one["label_id"]), name(one["predicted"])) for one in shown])
+    counts = [int(one["count"]) for one in shown]
+    axes.barh(rows, counts, 0.5, color=_CHALLENGER)
+    for row, one in zip(rows, shown, strict=True):
+        told = f" {one['count']} / {one['of']}"
+        axes.text(int(one["count"]), row, told, va="center", fontproperties=say.font(9.5), color=_INK)
+    axes.set_xlim(0, 1.15 * max(counts, default=1))
+    axes.set_xlabel(say("误判张数 / 该标签张数"), fontproperties=say.font(10), color=_SOFT)
+    return _png(figure)
+
+
+def learning_curve(points: Sequence[Mapping[str, Any]], font: Font) -> bytes:
+    """How accuracy grows with the answers a label has, over all seeds that were tried.
+
+    Args:
+        points: with ``answers_per_label``, ``seed``, ``accuracy`` and ``macro`` (0 to 1); at least one.
+        font: to letter it with.
+    """
+    say = _Speech(font)
+    figure, axes = _figure(say, "学习曲线", (8.0, 4.2))
+    sizes = sorted({int(one["answers_per_label"]) for one in points})
+    places = np.arange(len(sizes))
+    both = (
+        ("accuracy", "验证集准确率", {"color": _CHALLENGER, "linestyle": "-", "marker": "o"}),
+        ("macro", "各标签平均准确率", {"color": _CHAMPION, "linestyle": "--", "marker": "s"}),
+    )
+    for key, name, style in both:
+        found = [[one[key] for one in points if int(one["answers_per_label"]) == size] for size in sizes]
+        lowest, highest = ([end(values) for values in found] for end in (min, max))
+        axes.fill_between(places, lowest, highest, color=style["color"], alpha=0.15, linewidth=0)
+        means = [float(np.mean(values)) for values in found]
+        axes.plot(places, means, linewidth=1.8, markersize=6, label=say(name), **style)
+    axes.set_xticks(places, [str(size) for size in sizes])
+    axes.set_ylim(0, 1.02)
+    _labels(axes, say, say.noted("每个标签的人工更正数", say("阴影为各随机种子的最低到最高")), "")
     _legend(axes, say, loc="lower right")
     return _png(figure)
 
@@ -119,6 +171,10 @@ class _Speech:
     def noted(self, text: str, note: str) -> str:
         """``text`` in the chart's language with ``note`` in brackets."""
         return f"{self(text)}（{note}）" if self._font.is_chinese else f"{self(text)} ({note})"
+
+    def writable(self, text: str) -> str:
+        """``text`` without what the chart's font does not have."""
+        return self._font.writable(text)
 
     def font(self, size: float) -> Any:
         """Matplotlib's word for the font at ``size`` points."""
@@ -187,6 +243,19 @@ def _ticks(axes: Any, say: _Speech) -> None:
 
 def _legend(axes: Any, say: _Speech, loc: str = "upper right") -> None:
     axes.legend(prop=say.font(10), loc=loc, frameon=True, facecolor=_PAPER, edgecolor="none", labelcolor=_INK)
+
+
+def _pairs(axes: Any, say: _Speech, pairs: Sequence[tuple[str, str]]) -> Any:
+    """Names a row for each pair of what is right and what was said, the first on top; the places of the rows."""
+    rows = np.arange(len(pairs))
+    axes.set_yticks(rows)
+    _ticks(axes, say)
+    told = [say.writable(f"{_short(truth)} → {_short(said)}") for truth, said in pairs]
+    axes.set_yticklabels(told, fontproperties=say.font(10.5), parse_math=False)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return rows
 
 
 def _short(name: str) -> str:

@@ -31,6 +31,12 @@ S3_PORTS = ("s3.port", "s3.port.grpc", "master.port", "master.port.grpc", "volum
 S3_PORTS += ("filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one more than cores, because tests wait for servers much of the time; each may take 2 GB of memory."""
+    return min(len(os.sched_getaffinity(0)) + 1, 8)
+
+
 @dataclass(frozen=True)
 class S3Server:
     """A running S3 server with one bucket; credentials are in the environment."""
@@ -169,10 +175,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def embedded_tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
-    """The embedded default, built once a session (about ten seconds); not to be written to."""
-    from wwts_ops import registration, settings
+    """The embedded default, built once a session (about ten seconds) for all workers; not to be written to."""
+    from wwts_ops import backbones, cache, registration, settings
 
-    return registration.embedded(settings.load(store=str(tmp_path_factory.mktemp("embedded") / "store")))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "embedded"
+    folder.mkdir(exist_ok=True)
+    with cache.locked(folder / ".lock"):
+        return registration.embedded(settings.load(store=str(folder / "store")), backbones.DEFAULT)
 
 
 @pytest.fixture

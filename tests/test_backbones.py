@@ -15,12 +15,13 @@ from torchvision.transforms import InterpolationMode, functional
 
 from wwts_ops import backbones, taxonomy
 from wwts_ops.backbones import efficientnet_lite
-from wwts_ops.backbones.base import Recipe
+from wwts_ops.backbones.base import Backbone, Recipe
 from wwts_ops.errors import WwtsError
 from wwts_ops.recognition import Recognizer
 from wwts_ops.tagger import Head, Tagger, save
 
 LITE0 = backbones.get("efficientnet-lite0")
+LITE2 = backbones.get("efficientnet-lite2")
 RECIPE = LITE0.recipe
 SKIMAGE = Path(skimage.data.__file__).parent
 SKLEARN = Path(str(importlib.resources.files("sklearn"))) / "datasets" / "images"
@@ -42,11 +43,16 @@ def with_pillow(rgb: np.ndarray) -> np.ndarray:
 
 
 class TestNetwork:
-    def test_it_is_as_large_and_as_costly_as_published(self) -> None:
-        """4.7 million parameters and 407 million multiplications (the table in the Lite variants' README)."""
-        network, weights = LITE0.network(), LITE0.pretrained()
+    @pytest.mark.parametrize(
+        ("backbone", "millions", "multiplied"), [(LITE0, 4.7, 407), (LITE2, 6.1, 899)], ids=["lite0", "lite2"]
+    )
+    def test_it_is_as_large_and_as_costly_as_published(
+        self, backbone: Backbone, millions: float, multiplied: int
+    ) -> None:
+        """Millions of parameters and of multiplications (the table in the Lite variants' README)."""
+        network, weights, side = backbone.network(), backbone.pretrained(), backbone.recipe.input
         head = weights.head_weight.numel() + weights.head_bias.numel()
-        assert round((sum(each.numel() for each in network.parameters()) + head) / 1e6, 1) == 4.7
+        assert round((sum(each.numel() for each in network.parameters()) + head) / 1e6, 1) == millions
         made = []
         for module in network.modules():
             if isinstance(module, torch.nn.Conv2d):
@@ -54,16 +60,18 @@ class TestNetwork:
                     lambda conv, _, out: made.append(conv.weight.numel() * out.shape[2] * out.shape[3])
                 )
         with torch.inference_mode():
-            network(torch.zeros((1, 224, 224, 3), dtype=torch.uint8))
+            network(torch.zeros((1, side, side, 3), dtype=torch.uint8))
         # Theirs counts a few elementwise operations more.
-        assert (sum(made) + weights.head_weight.numel()) / 1e6 == pytest.approx(407, rel=0.06)
+        assert (sum(made) + weights.head_weight.numel()) / 1e6 == pytest.approx(multiplied, rel=0.06)
 
-    def test_every_published_weight_has_its_place(self) -> None:
-        weights, network = LITE0.pretrained(), LITE0.network()
+    @pytest.mark.parametrize("backbone", [LITE0, LITE2], ids=["lite0", "lite2"])
+    def test_every_published_weight_has_its_place(self, backbone: Backbone) -> None:
+        weights, network, recipe = backbone.pretrained(), backbone.network(), backbone.recipe
         network.load_state_dict(weights.backbone, strict=True)
-        assert weights.head_weight.shape == (1000, RECIPE.dimension)
+        assert weights.head_weight.shape == (1000, recipe.dimension)
         with torch.inference_mode():
-            assert network(torch.zeros((2, 224, 224, 3), dtype=torch.uint8)).shape == (2, RECIPE.dimension)
+            found = network(torch.zeros((2, recipe.input, recipe.input, 3), dtype=torch.uint8))
+        assert found.shape == (2, recipe.dimension)
 
     @pytest.mark.parametrize(
         ("side", "kernel", "sums"),
@@ -75,7 +83,7 @@ class TestNetwork:
     )
     def test_padding_is_tensorflows(self, side: int, kernel: int, sums: list[list[int]]) -> None:
         """SAME with stride 2: of an odd number of zeros, the larger half goes right and below."""
-        convolution = efficientnet_lite._SameConv2d(1, 1, kernel, stride=2, side=side)
+        convolution = efficientnet_lite._SameConv2d(1, 1, kernel, stride=2)
         torch.nn.init.ones_(convolution.weight)
         assert convolution(torch.ones((1, 1, side, side)))[0, 0].tolist() == sums
 
@@ -232,6 +240,16 @@ class TestRecognition:
         assert found.decision.tags[0].label_id.removeprefix("imagenet:") in SHOWN[path]
         with Image.open(path) as picture:
             assert (found.width, found.height) == picture.size
+
+    @pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.name)
+    def test_the_larger_network_sees_the_same_things(self, path: Path) -> None:
+        weights, network = LITE2.pretrained(), LITE2.network()
+        network.load_state_dict(weights.backbone, strict=True)
+        crop = torch.from_numpy(LITE2.recipe.crop(pixels(path)))
+        with torch.inference_mode():
+            scores = network(crop[None]) @ weights.head_weight.T + weights.head_bias
+        first = taxonomy.embedded_labels()[int(scores.argmax())].label_id
+        assert first.removeprefix("imagenet:") in SHOWN[path]
 
     @pytest.mark.parametrize(("name", "words"), [("chelsea.png", {"猫"}), ("coffee.png", {"咖啡", "杯"})])
     def test_in_chinese(self, recognize: Recognizer, name: str, words: set[str]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wwts_ops.decisions import Decider, Decision
+from wwts_ops.schemas import RETAGGED
 from wwts_ops.taxonomy import Label, Taxonomy
 
 STRAWBERRY = Label("t:strawberry", "草莓", category_path="生鲜 > 水果 > 莓果")
@@ -174,3 +175,34 @@ def test_a_decision_does_not_depend_on_its_batch(case: tuple[Decider, np.ndarray
     alone = [decision for row in scores for decision in decider(row[None])]
     assert decider(scores) == alone
     assert decider(scores[::-1]) == alone[::-1]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_all_at_once_is_the_same_as_one_by_one(data: st.DataObject) -> None:
+    """With ties, forced, unlisted and switched-off labels, and more rows than are ranked at once."""
+    labels = [STRAWBERRY, RIFLE, TOY_GUN, TOBACCO, LIPSTICK, OFF, OFF_TOO, Label("t:plain", "无类目")]
+    listed = data.draw(st.lists(st.sampled_from(labels), unique=True, min_size=0, max_size=len(labels)))
+    ids = tuple(data.draw(st.permutations([label.label_id for label in labels])))[: data.draw(st.integers(1, 8))]
+    taxonomy = Taxonomy("t1", tuple(listed), ("武器", "烟草"))
+    decider = Decider(ids, np.full(len(ids), 0.5, np.float32), taxonomy, data.draw(st.integers(1, 9)))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    numbers = np.random.default_rng(seed)
+    # Few different values, so that many are equal, among themselves and to the threshold.
+    scores = numbers.choice(
+        np.array([0, 0.25, 0.5, 0.7], np.float32), size=(data.draw(st.sampled_from([0, 1, 130])), len(ids))
+    )
+    found = decider.columns(scores)
+    assert found.schema.names == [name for name in RETAGGED.names if name != "content_sha256"]
+    assert all(found.schema.field(name).equals(RETAGGED.field(name)) for name in found.schema.names)
+    for row, decision in zip(found.to_pylist(), decider(scores), strict=True):
+        first = decision.tags[0] if decision.tags else None
+        assert row == {
+            "tags": [vars(tag) for tag in decision.tags],
+            "label_id": first and first.label_id,
+            "label_zh": first and first.label_zh,
+            "confidence": first and first.score,
+            "category_path": decision.category_path or None,
+            "decision": decision.decision,
+            "decision_reason": decision.reason,
+        }

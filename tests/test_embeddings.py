@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from wwts_ops import backfill, embeddings
 from wwts_ops.embeddings import EmbeddingWriter, KnownContents, part_key
 from wwts_ops.errors import WwtsError
 from wwts_ops.storage import Store
@@ -171,3 +172,48 @@ def test_a_damaged_part_is_told(store: Store) -> None:
     store.write_bytes(key, b"no Parquet")
     with pytest.raises(WwtsError, match=r"part-.*-00000\.parquet is damaged"):
         KnownContents(store, BACKBONE, [RUN])
+
+
+def test_all_parts_of_a_backbone_by_name(store: Store) -> None:
+    keys = [write(store, LATER, 0, {}, date="2026-01-01"), write(store, RUN, 1, {}), write(store, RUN, 0, {})]
+    write(store, RUN, 0, {}, backbone=OTHER)
+    assert embeddings.parts(store, BACKBONE) == (keys[2], keys[1], keys[0])
+    assert embeddings.parts(store, "f" * 64) == ()
+
+
+def test_a_part_comes_back_in_row_groups(store: Store) -> None:
+    rows = {sha(n): vector(n, -n) for n in range(2500)}
+    key = write(store, RUN, 0, rows)
+    found = list(embeddings.batches(store, key))
+    assert [len(contents) for contents, _ in found] == [1024, 1024, 452]
+    assert [content for contents, _ in found for content in contents] == list(rows)
+    assert np.array_equal(np.concatenate([vectors for _, vectors in found]), np.stack(list(rows.values())))
+    assert list(embeddings.batches(store, write(store, LATER, 0, {}))) == []
+
+
+def test_taken_in_the_order_that_was_asked_for(store: Store) -> None:
+    write(store, RUN, 0, {sha(n): vector(n, 0) for n in range(1500)})
+    write(store, LATER, 0, {sha(n): vector(n, 1) for n in range(1400, 1600)})
+    wanted = [1599, 3, 9999, 1450, 3, 1024, 1023]
+    found, vectors = embeddings.take(store, BACKBONE, [sha(n) for n in wanted])
+    assert found.tolist() == [True, True, False, True, True, True, True]
+    assert vectors.dtype == np.float16
+    # 1450 lies in both: the lowest part name counts.
+    assert vectors.tolist() == [[1599, 1], [3, 0], [1450, 0], [3, 0], [1024, 0], [1023, 0]]
+    assert backfill.missing(store, BACKBONE, [sha(n) for n in [9999, *wanted, 7777]]) == [sha(9999), sha(7777)]
+
+
+def test_nothing_is_taken_where_nothing_is(store: Store) -> None:
+    found, vectors = embeddings.take(store, BACKBONE, [sha(1)])
+    assert (found.tolist(), len(vectors)) == ([False], 0)
+    found, vectors = embeddings.take(store, BACKBONE, [])
+    assert (len(found), len(vectors)) == (0, 0)
+
+
+@pytest.mark.parametrize("read", [embeddings.batches, lambda store, _: embeddings.take(store, BACKBONE, [sha(1)])])
+def test_damage_is_told_by_whoever_reads(tmp_path: Path, read: Any) -> None:
+    store = Store(str(tmp_path))
+    key = write(store, RUN, 0, {sha(1): vector(1, 1)})
+    store.write_bytes(key, b"no Parquet")
+    with pytest.raises(WwtsError, match=r"part-.*-00000\.parquet is damaged"):
+        list(read(store, key))

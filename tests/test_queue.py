@@ -37,7 +37,7 @@ def night(
 
 
 def queued(nights: Nights, plan: Plan) -> list[dict[str, Any]]:
-    count = queue.route(nights.store, plan)
+    count = queue.route(nights.store, nights.settings(), plan)
     table = nights.store.read_table(queue.queue_key(plan))
     assert table.schema.equals(REVIEW_QUEUE)
     found: list[dict[str, Any]] = table.to_pylist()

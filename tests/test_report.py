@@ -277,12 +277,29 @@ def test_published_state_and_release(store: Store) -> None:
     assert "试运行" not in page_of(store, release="live")
     report_store.publish(store, "live", 123_456, 78)
     found = report.gather(store, DATE)
-    assert found.published == report.Published("s000007-2026-03-08", 123_534, 123_456, 78)
+    assert found.published == report.Published("s000007-2026-03-08", 123_534, 123_456, 78, model_version="1")
     # What is published decides, not what the setting would have the next night do.
     page = page_of(store, release="shadow")
     assert "试运行" not in page
     assert "12.3 万" in page
     assert "共收录 123,534 张" in page
+
+
+def test_what_people_said_and_what_an_older_version_said(store: Store) -> None:
+    report_store.write(store, Night(1, ROWS[:9]))
+    report_store.publish(store, "live", 123_456, 78)
+    text = Page(page_of(store)).text
+    assert "人工更正" not in text
+    assert "其他版本的标签" not in text
+    pointer = store.read_json("published/current.json")
+    counts = {"answered": 12_345, "model_version": "3", "model_versions": {"1": 1_000, "2": 234, "3": 99_999}}
+    store.write_json("published/current.json", {**pointer, **counts})
+    found = report.gather(store, DATE).published
+    assert found is not None
+    assert (found.answered, found.model_version, found.older) == (12_345, "3", 1_234)
+    text = Page(page_of(store)).text
+    assert "有 12,345 张以人工答复为准" in text
+    assert "有 1,234 张的结果出自其他版本的模型（目前用第 3 版打标）" in text
 
 
 def test_times_are_the_shops(store: Store) -> None:

@@ -323,7 +323,7 @@ def asked(running: Running) -> str:
     """A triggered promotion that has come to the person's question; its address."""
     bearer = {"Authorization": f"Bearer {running.token()}"}
     dag = f"{running.api}/api/v2/dags/promote_model"
-    limit = time.monotonic() + 180
+    limit = time.monotonic() + 600
     while httpx.patch(dag, json={"is_paused": False}, headers=bearer, trust_env=False, timeout=60).status_code != 200:
         assert time.monotonic() < limit, "the DAG is not there"
         time.sleep(1)
@@ -349,7 +349,7 @@ def answer(running: Running, url: str, choice: str) -> dict[str, str]:
         f"{url}/taskInstances/approve/-1/hitlDetails", json=body, headers=bearer, trust_env=False, timeout=60
     )
     assert given.status_code == 200, given.text
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 600
     while httpx.get(url, headers=bearer, trust_env=False, timeout=60).json()["state"] in ("queued", "running"):
         assert time.monotonic() < limit, "the run does not end"
         time.sleep(0.5)
@@ -384,7 +384,7 @@ def test_term_leaves_no_process_behind(running: Running) -> None:
     """Last: it ends the servers, while a task runs whose child has left its group and session."""
     bearer = {"Authorization": f"Bearer {running.token()}"}
     url = f"{running.api}/api/v2/dags/sleeper/dagRuns"
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 600
     while httpx.post(url, json={"logical_date": None}, headers=bearer, trust_env=False, timeout=60).status_code != 200:
         assert time.monotonic() < limit, "the DAG is not there"
         time.sleep(1)

@@ -34,6 +34,7 @@ LAYERS = (
         "parts",
         "embeddings",
         "manifests",
+        "sheets",
         "database",
         "migrations",
         "migrations.*",
@@ -52,17 +53,18 @@ LAYERS = (
     # From a catalog to a plan.
     {"fetch", "catalog", "planning"},
     # From a plan to rows.
-    {"tagging"},
+    {"tagging", "published"},
     # What people said, and what heads say of stored embeddings.
     {"corrections", "corrections.*"},
     {"retags", "backfill"},
     # From rows to what people and shops read.
-    {"publish", "published", "review", "review.*", "report", "summary"},
+    {"overlays"},
+    {"publish", "webpage", "review", "review.*", "report", "summary"},
     # What a model is judged by.
     {"badcases", "badcases.*", "holdout"},
     # Who may become champion.
     {"promotion"},
-    {"retagging", "tagdiff", "backtest", "prune"},
+    {"retagging", "tagdiff", "tagdiff.*", "backtest", "prune"},
     # All stages together.
     {"night", "rollout"},
     # How it is driven.

@@ -97,6 +97,47 @@ class TestSaved:
         assert os.fsencode(Path(tagger.__file__).parent) not in graph
 
 
+class TestReheaded:
+    """The same backbone with another head: what training on corrections makes."""
+
+    def test_the_backbone_stays_to_the_byte_and_the_head_is_the_new_one(self, saved: Tagger, tmp_path: Path) -> None:
+        new = Head(("shop:a", "shop:b"), np.array([0.4, 0.9]), np.arange(12.0).reshape(2, 6), np.array([1.0, -1.0]))
+        found = tagger.rehead(tmp_path / "new", saved, new)
+        for name in ("backbone.safetensors", "backbone.onnx"):
+            assert (found.folder / name).read_bytes() == (saved.folder / name).read_bytes()
+        assert sorted(path.name for path in found.folder.iterdir()) == sorted(FILES)
+        assert (found.recipe, found.backbone_sha256) == (saved.recipe, saved.backbone_sha256)
+        assert found.sha256 != saved.sha256
+        assert found.label_ids == ("shop:a", "shop:b")
+        np.testing.assert_array_equal(found.head_weight, np.arange(12, dtype=np.float32).reshape(2, 6))
+        np.testing.assert_array_equal(found.head_bias, [1, -1])
+        np.testing.assert_array_equal(found.thresholds, np.array([0.4, 0.9], dtype=np.float32))
+
+    def test_the_old_head_again_is_the_old_tagger(self, saved: Tagger, tmp_path: Path) -> None:
+        assert tagger.rehead(tmp_path / "again", saved, head()).sha256 == saved.sha256
+
+    def test_a_head_that_does_not_fit_is_refused_before_anything_is_written(
+        self, saved: Tagger, tmp_path: Path
+    ) -> None:
+        with pytest.raises(WwtsError, match=r"\(4, 7\).*dimension 6"):
+            tagger.rehead(tmp_path / "new", saved, head(weight=np.ones((4, 7))))
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize("name", ["backbone.safetensors", "backbone.onnx", "tagger.json"])
+    @pytest.mark.parametrize("fault", ["altered", "gone"])
+    def test_a_base_that_changed_since_it_was_loaded_is_refused(
+        self, name: str, fault: str, folder: Path, tmp_path: Path
+    ) -> None:
+        base = tagger.load(folder)
+        data = (folder / name).read_bytes()
+        (folder / name).unlink()
+        if fault == "altered":
+            (folder / name).write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+        with pytest.raises(WwtsError, match=name):
+            tagger.rehead(tmp_path / "new", base, head())
+        assert not (tmp_path / "new" / "tagger.json").exists()
+
+
 class TestRefusedToSave:
     @pytest.mark.parametrize(
         ("changes", "word"),

@@ -5,10 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk import Asset, ExceptionRetryPolicy, RetryAction, RetryRule
 
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
+
+#: Told whenever consumers read another snapshot.
+PUBLISHED_TAGS = Asset(name="wwts_published_tags", uri="wwts://published/tags")
 
 #: Bad input fails the same way every time; a server that is away, or too little memory, may not.
 RETRIES = ExceptionRetryPolicy(

@@ -6,6 +6,7 @@ A child of its own, because ``dag.test()`` swallows SIGTERM after the first task
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping
 from copy import deepcopy
@@ -51,11 +52,13 @@ def _wrong_form(dag: Any, form: Mapping[str, Any]) -> str | None:
 def _waits_for_a_person(dag: Any, form: Mapping[str, Any]) -> str | None:
     """Why the run could never end: ``dag.test()`` polls for ever for an approval that nobody can give here."""
     given = {**dag.params.dump(), **form}
-    if not given.get("require_approval") or given.get("action") == "rollback":
+    asked_to_promote = given.get("action", "promote") == "promote" and given.get("promote", True)
+    if not given.get("require_approval") or not asked_to_promote:
         return None
+    without = shlex.quote(json.dumps({**form, "require_approval": False}, ensure_ascii=False))
     return (
         f"{dag.dag_id} waits for a person's approval, which can only be given in Airflow's own page; trigger it there, "
-        """or leave the approval out: --conf '{"require_approval": false}'."""
+        f"or leave the approval out: --conf {without}."
     )
 
 

@@ -144,6 +144,25 @@ class Follower:
     def _on_night_done(self, event: Event) -> None:
         self._night = event
 
+    def _on_training_skipped(self, event: Event) -> None:
+        self._told.append(summary.training_skipped(event))
+
+    def _on_training_ordered(self, event: Event) -> None:
+        self.phase(summary.training_ordered(event))
+
+    def _on_dataset_ready(self, event: Event) -> None:
+        self.phase(summary.dataset_ready(event))
+
+    def _on_head_trained(self, event: Event) -> None:
+        self.phase(f"分类头已训练（{event['labels']:,} 个标签），正在登记…")
+
+    def _on_training_registered(self, event: Event) -> None:
+        self._told.append(summary.training_registered(event))
+        self.phase(f"已登记为版本 {event['version']}，正在准备评测…")
+
+    def _on_tags_compared(self, event: Event) -> None:
+        self._told.append(summary.tags_compared(event))
+
     def _on_evaluating(self, event: Event) -> None:
         self.phase(f"正在评测候选版本 {event['version']}（对比当前启用的版本 {event['champion']}）…")
 

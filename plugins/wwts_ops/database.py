@@ -26,6 +26,7 @@ VERSION_TABLE = "wwts_alembic_version"
 _UPGRADE_LOCK = 0x77777473
 _BUSY_S = 30.0
 _CONNECT_S = 10
+_READING = "wwts_reading"
 
 
 class UtcDateTime(sa.TypeDecorator[datetime]):
@@ -82,6 +83,33 @@ alias_moves = sa.Table(
     sa.Column("evidence", sa.JSON, nullable=False),
 )
 
+#: Every answer of a person there ever was, as ``schemas.ANSWERS``; triggers refuse to change or delete one.
+corrections = sa.Table(
+    "corrections",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("answer_id", sa.Text, nullable=False, unique=True),
+    sa.Column("answered_at", UtcDateTime, nullable=False),
+    sa.Column("answered_by", sa.Text, nullable=False),
+    sa.Column("image_id", sa.Text),
+    sa.Column("content_sha256", sa.Text, nullable=False, index=True),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("labels_before", sa.JSON, nullable=False),
+    sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("comment", sa.Text),
+    sa.Column("reason", sa.Text),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("weak", sa.Boolean, nullable=False),
+    sa.Column("shown_because", sa.Text, nullable=False),
+    sa.Column("sampling_probability", sa.Double),
+    sa.Column("retracts", sa.BigInteger),
+    sa.Column("model_version", sa.Text),
+    sa.Column("confidence", sa.REAL),
+    sa.CheckConstraint(
+        "kind IN ('confirm', 'correct', 'wrong_unknown', 'reject_image', 'retract')", name="corrections_kind"
+    ),
+)
+
 
 def exists(settings: Settings) -> bool:
     """Whether there is a database to ask: looking at what was recorded should not create one."""
@@ -98,15 +126,33 @@ def transaction(settings: Settings) -> Iterator[sa.Connection]:
         WwtsError: when it refuses what was asked.
     """
     text = settings.resolved_database_url
+    with _told(text), _engine(text).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading(settings: Settings) -> Iterator[sa.Connection]:
+    """One transaction that only reads, and so neither waits for whoever writes nor makes them wait.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+        WwtsError: when it refuses what was asked.
+    """
+    text = settings.resolved_database_url
+    with _told(text), _engine(text).execution_options(**{_READING: True}).begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _told(text: str) -> Iterator[None]:
+    """What the database refuses, in a sentence of ours. The cause is left out: its words may hold the password."""
     engine = _engine(text)
-    # The causes are left out of the traceback: their own words may hold the password.
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
-        raise UnavailableError(f"The database {_shown(engine.url)} does not answer: {_told(error, text)}") from None
+        raise UnavailableError(f"The database {_shown(engine.url)} does not answer: {_words(error, text)}") from None
     except exc.SQLAlchemyError as error:
-        raise WwtsError(f"The database {_shown(engine.url)} refuses: {_told(error, text)}") from None
+        raise WwtsError(f"The database {_shown(engine.url)} refuses: {_words(error, text)}") from None
 
 
 def now(connection: sa.Connection) -> datetime:
@@ -215,7 +261,7 @@ def _manual_transactions(connection: Any, record: object) -> None:
 
 
 def _begin_immediate(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(_READING) else "BEGIN IMMEDIATE")
 
 
 def _url(text: str) -> sa.URL:
@@ -241,7 +287,7 @@ def _shown(url: sa.URL) -> str:
     return f"{url.get_backend_name()}://{url.host or url.query.get('host', 'localhost')}/{url.database or ''}"
 
 
-def _told(error: exc.SQLAlchemyError, text: str) -> str:
+def _words(error: exc.SQLAlchemyError, text: str) -> str:
     """The driver's first line, with every form of the password taken out."""
     url = sa.make_url(text)
     said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]

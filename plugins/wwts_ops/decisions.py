@@ -7,13 +7,21 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from wwts_ops.schemas import RETAGGED, TAG
 from wwts_ops.taxonomy import Label, Taxonomy
 
 AUTO, REVIEW, FORCED_REVIEW = "auto", "review", "forced_review"
 CONFIDENT, LOW_CONFIDENCE, UNLISTED_LABEL = "confident", "low_confidence", "unlisted_label"
 
 Array = np.ndarray[Any, Any]
+#: A decision and its reason.
+Outcome = tuple[str, str]
+
+#: Rows ranked at once: their scores stay in a core's own memory.
+_RANKED_ROWS = 64
+_COLUMNS = pa.schema([field for field in RETAGGED if field.name != "content_sha256"])
 
 
 @dataclass(frozen=True)
@@ -72,38 +80,130 @@ class Decider:
     def _off(self) -> Array:
         return np.asarray([not label.enabled for label in self._labels], dtype=bool)
 
+    @cached_property
+    def _tables(self) -> _Tables:
+        return _Tables.of(self)
+
     def __call__(self, scores: Array) -> list[Decision]:
         """One decision a row of ``scores`` (``float32 [n, labels]``)."""
-        usable = np.where(self._off, -np.inf, scores)
-        count = min(self.top_k, scores.shape[1])
-        # Sorting every label of every image would take as long as all other steps of a decision together.
-        least = np.partition(usable, -count, axis=1)[:, -count] if count else np.empty(len(scores))
-        best = [_best(row, low, count) for row, low in zip(usable, least, strict=True)]
         top = scores.argmax(axis=1)
-        return [self._decide(*row) for row in zip(scores, best, top.tolist(), strict=True)]
+        return [self._decide(*row) for row in zip(scores, self._ranked(scores), top.tolist(), strict=True)]
+
+    def columns(self, scores: Array) -> pa.RecordBatch:
+        """The same decisions, all at once: the columns of ``schemas.RETAGGED`` but the content, a row a row of scores.
+
+        Args:
+            scores: ``float32 [n, labels]``.
+        """
+        best = self._ranked(scores)
+        values = np.take_along_axis(scores, best, axis=1)
+        tables = self._tables
+        if not best.shape[1]:
+            first, sure = np.full(len(scores), len(self.label_ids)), np.zeros(len(scores), bool)
+            confidence = pa.nulls(len(scores), pa.float32())
+        else:
+            first, confidence = best[:, 0], pa.array(values[:, 0], pa.float32())
+            sure = values[:, 0] >= self.thresholds[first]
+        kind = np.where(sure, tables.if_sure[first], tables.if_not[first])
+        reason = tables.reasons.take(pa.array(kind))
+        return pa.RecordBatch.from_arrays(
+            [
+                tables.tags(best, values),
+                tables.label_ids.take(pa.array(first)),
+                tables.names.take(pa.array(first)),
+                confidence,
+                tables.paths.take(pa.array(first)),
+                tables.decisions.take(pa.array(kind)),
+                self._with_skipped(reason, scores.argmax(axis=1)),
+            ],
+            schema=_COLUMNS,
+        )
+
+    def _ranked(self, scores: Array) -> Array:
+        """Where the best enabled labels of each row stand (``[n, at most top_k]``), best first; of equals the first."""
+        count = min(self.top_k, int(np.count_nonzero(~self._off)))
+        best = np.empty((len(scores), count), np.intp)
+        for start in range(0, len(scores), _RANKED_ROWS):
+            part = np.where(self._off, -np.inf, scores[start : start + _RANKED_ROWS])
+            rows = np.arange(len(part))
+            # The best one five times: sorting all labels of every image would take as long as all other steps together.
+            for place in range(count):
+                best[start : start + len(part), place] = found = part.argmax(axis=1)
+                part[rows, found] = -np.inf
+        return best
+
+    def _with_skipped(self, reasons: pa.Array, top: Array) -> pa.Array:
+        """``reasons``, those of rows whose very best label is switched off with its id."""
+        skipped = np.flatnonzero(self._off[top])
+        if not len(skipped):
+            return reasons
+        told = reasons.to_pylist()
+        for row in skipped.tolist():
+            told[row] += self._suffix(int(top[row]))
+        return pa.array(told, pa.string())
+
+    def _suffix(self, top: int) -> str:
+        return f";skipped_off:{self.label_ids[top]}" if self._off[top] else ""
 
     def _decide(self, scores: Array, best: Array, top: int) -> Decision:
-        kept = [int(index) for index in best if not self._off[index]]
-        tags = tuple(Tag(self.label_ids[i], self._labels[i].label_zh, float(scores[i])) for i in kept)
-        suffix = f";skipped_off:{self.label_ids[top]}" if self._off[top] else ""
-        if not kept:
+        suffix = self._suffix(top)
+        if not len(best):
             return Decision((), "", REVIEW, LOW_CONFIDENCE + suffix)
-        first = kept[0]
-        path, forced = self._labels[first].category_path, self._forced[first]
-        if forced:
-            return Decision(tags, path, FORCED_REVIEW, forced + suffix)
+        tags = tuple(Tag(self.label_ids[i], self._labels[i].label_zh, float(scores[i])) for i in best)
+        first = int(best[0])
+        outcome, sure = self._outcomes(first)
+        if scores[first] >= self.thresholds[first]:
+            outcome = sure
+        decision, reason = outcome
+        return Decision(tags, self._labels[first].category_path, decision, reason + suffix)
+
+    def _outcomes(self, first: int) -> tuple[Outcome, Outcome]:
+        """Decision and reason where label ``first`` is the best enabled one: below its threshold, and from it on."""
+        if forced := self._forced[first]:
+            return ((FORCED_REVIEW, forced),) * 2
         if self.label_ids[first] not in self.taxonomy.by_id:
             # A name and its rules are missing: nobody decided that it may go live.
-            return Decision(tags, path, REVIEW, UNLISTED_LABEL + suffix)
-        if scores[first] >= self.thresholds[first]:
-            return Decision(tags, path, AUTO, CONFIDENT + suffix)
-        return Decision(tags, path, REVIEW, LOW_CONFIDENCE + suffix)
+            return ((REVIEW, UNLISTED_LABEL),) * 2
+        return (REVIEW, LOW_CONFIDENCE), (AUTO, CONFIDENT)
 
 
-def _best(scores: Array, least: float, count: int) -> Array:
-    """Where the ``count`` best of ``scores`` stand, best first; of equal ones the one that stands first.
+@dataclass(frozen=True)
+class _Tables:
+    """What :meth:`Decider.columns` looks up, a label or an outcome an entry; after the last label stands "none".
 
-    ``least`` is the last score among them: several may equal it.
+    Attributes:
+        label_ids, names, paths: of each label; null where a row has none.
+        decisions, reasons: of each outcome that occurs.
+        if_sure, if_not: each label to its outcome.
     """
-    found = np.flatnonzero(scores >= least)
-    return found[np.argsort(-scores[found], kind="stable")[:count]]
+
+    label_ids: pa.Array
+    names: pa.Array
+    paths: pa.Array
+    decisions: pa.Array
+    reasons: pa.Array
+    if_sure: Array
+    if_not: Array
+
+    @classmethod
+    def of(cls, decider: Decider) -> _Tables:
+        outcomes = [decider._outcomes(number) for number in range(len(decider.label_ids))]
+        outcomes.append(((REVIEW, LOW_CONFIDENCE),) * 2)
+        places = {found: place for place, found in enumerate(dict.fromkeys(one for pair in outcomes for one in pair))}
+        return cls(
+            pa.array([*decider.label_ids, None], pa.string()),
+            pa.array([*(label.label_zh for label in decider._labels), None], pa.string()),
+            pa.array([*(label.category_path or None for label in decider._labels), None], pa.string()),
+            pa.array([decision for decision, _ in places], pa.string()),
+            pa.array([reason for _, reason in places], pa.string()),
+            np.array([places[sure] for _, sure in outcomes]),
+            np.array([places[unsure] for unsure, _ in outcomes]),
+        )
+
+    def tags(self, best: Array, values: Array) -> pa.Array:
+        """The lists of tags of rows whose best labels and their scores are ``[n, k]`` each."""
+        rows, count = best.shape
+        found = pa.array(best.reshape(-1))
+        fields = [self.label_ids.take(found), self.names.take(found), pa.array(values.reshape(-1), pa.float32())]
+        tags = pa.StructArray.from_arrays(fields, fields=list(TAG))
+        return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * count), tags)

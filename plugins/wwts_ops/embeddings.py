@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from wwts_ops.errors import WwtsError
 from wwts_ops.schemas import embeddings_schema
 from wwts_ops.storage import Store
 
@@ -122,6 +126,110 @@ class KnownContents:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(place)
         return self._groups[place]
+
+
+def parts(store: Store, backbone_sha256: str) -> tuple[str, ...]:
+    """The keys of all parts of a backbone, by name: where a content occurs in several, the first one counts."""
+    return tuple(sorted(store.list(f"embeddings/backbone=b{backbone_sha256[:12]}", ".parquet"), key=_name_of))
+
+
+def batches(store: Store, key: str) -> Iterator[tuple[list[str], Array]]:
+    """One part, a row group at a time: the contents, and their ``float16 [n, dimension]`` (read only).
+
+    Raises:
+        WwtsError: when the part is damaged.
+    """
+    for number in range(row_groups(store, key)):
+        yield read_groups(store, key, [number])
+
+
+def rows(store: Store, key: str) -> int:
+    """How many rows a part has; errors as in :func:`batches`."""
+    with _readable(store, key) as file:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+
+
+def row_groups(store: Store, key: str) -> int:
+    """How many row groups a part has; errors as in :func:`batches`."""
+    with _readable(store, key) as file:
+        return int(pq.ParquetFile(file).num_row_groups)
+
+
+def read_groups(store: Store, key: str, numbers: Sequence[int]) -> tuple[list[str], Array]:
+    """Some row groups of a part at once; values and errors as in :func:`batches`."""
+    # Opened anew for each: what a long-lived reader of one file keeps grew to gigabytes.
+    with _readable(store, key) as file:
+        opened = pq.ParquetFile(file)
+        table = opened.read_row_groups(list(numbers), columns=["content_sha256", "embedding"], use_threads=False)
+        dimension = int((opened.schema_arrow.metadata or {}).get(b"dimension", 0))
+        return table["content_sha256"].to_pylist(), _vectors(table["embedding"], dimension)
+
+
+def take(store: Store, backbone_sha256: str, contents: Sequence[str]) -> tuple[Array, Array]:
+    """The embeddings of ``contents``, in their order, from all parts of a backbone.
+
+    Memory grows with ``contents``, not with what is stored.
+
+    Returns:
+        ``bool [n]``, which of them are stored, and ``float16 [found, dimension]`` of those (``[0, 0]`` of none).
+
+    Raises:
+        WwtsError: when a part is damaged.
+    """
+    place = {content: number for number, content in enumerate(dict.fromkeys(contents))}
+    sought = pa.array(list(place), pa.string())
+    stored, taken = np.zeros(len(place), dtype=bool), np.empty((0, 0), np.float16)
+    for key in parts(store, backbone_sha256):
+        if stored.all():
+            break
+        for group, found_rows, places in _hits(store, key, sought):
+            vectors = read_groups(store, key, [group])[1]
+            if not taken.size:
+                taken = np.zeros((len(place), vectors.shape[1]), np.float16)
+            new = ~stored[places]
+            taken[places[new]] = vectors[found_rows[new]]
+            stored[places] = True
+    order = np.array([place[content] for content in contents], dtype=np.intp)
+    found = stored[order]
+    return found, taken[order[found]]
+
+
+def _hits(store: Store, key: str, sought: pa.Array) -> Iterator[tuple[int, Array, Array]]:
+    """The row groups of a part that hold any of ``sought``, each with the rows in it and their places in ``sought``."""
+    with _readable(store, key) as file:
+        opened = pq.ParquetFile(file)
+        sizes = [opened.metadata.row_group(number).num_rows for number in range(opened.num_row_groups)]
+        shas = opened.read(columns=["content_sha256"]).column(0)
+    places = pc.fill_null(pc.index_in(shas, value_set=sought), -1).to_numpy()
+    for number, (first, end) in enumerate(pairwise([0, *np.cumsum(sizes, dtype=int).tolist()])):
+        rows = np.flatnonzero(places[first:end] >= 0)
+        if len(rows):
+            yield number, rows, places[first:end][rows]
+
+
+@contextmanager
+def _readable(store: Store, key: str) -> Iterator[Any]:
+    try:
+        with store.open(key) as file:
+            yield file
+    except pa.ArrowInvalid as error:
+        raise WwtsError(f"{store.path(key)} is damaged ({error}); restore it from a backup.") from error
+
+
+def _vectors(column: pa.ChunkedArray, dimension: int) -> Array:
+    """``float16 [n, dimension]`` without a copy a row: in memory, all rows lie one after another.
+
+    Raises:
+        pa.ArrowInvalid: when they are not of that length.
+    """
+    whole = column.combine_chunks()
+    _, offsets, data = whole.buffers()
+    ends = np.frombuffer(offsets, np.int32)[whole.offset : whole.offset + len(whole) + 1]
+    if np.any(np.diff(ends) != 2 * dimension):
+        raise pa.ArrowInvalid(f"embeddings of other lengths than {dimension}")
+    if not len(whole):
+        return np.empty((0, dimension), "<f2")
+    return np.frombuffer(data, "<f2", len(whole) * dimension, int(ends[0])).reshape(-1, dimension)
 
 
 def _prefix(content_sha256: str) -> int:

@@ -126,6 +126,38 @@ def groups(vectors: Array, similarity: float = SAME) -> Array:
     return _in_order(found)
 
 
+def within(vectors: Array, labels: Array, similarity: float = SIMILARITY) -> Array:
+    """Groups as :func:`groups`, of rows of one label alone: what may be one scene, seen again and again.
+
+    A head that is measured on another photograph of a shelf it has seen is flattered: 81 products of a shop, split by
+    what is the same (:data:`SAME`), seemed to be told apart in 94 of 100 photographs, split by this in 78, and in a
+    shop that none of the photographs came from it were 77.
+
+    Args:
+        vectors: float16 or float32 ``[n, d]``.
+        labels: ``int64 [n]``.
+        similarity: cosine, above 0, at most 1.
+
+    Returns:
+        ``int64 [n]``, numbered as by :func:`groups`.
+    """
+    found = np.empty(len(labels), dtype=np.int64)
+    begun = 0
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        found[rows] = groups(vectors[rows], similarity) + begun
+        begun += len(rows)
+    return _in_order(found)
+
+
+def joined(first: Array, second: Array) -> Array:
+    """The groups in which rows are together that are so in ``first`` or in ``second`` (``int64 [n]`` each)."""
+    if not len(first):
+        return first
+    second = second + int(first.max()) + 1
+    return _in_order(_merged(np.arange(int(second.max()) + 1), first, second)[first])
+
+
 def _merged(found: Array, first: Array, second: Array) -> Array:
     """``found`` with the groups ``first[i]`` and ``second[i]`` made one, for every i."""
     from scipy.sparse import coo_array

@@ -189,7 +189,7 @@ def publish_tags(settings: Settings) -> dict[str, Any] | None:
 def route_to_review(settings: Settings, run_keys: Iterable[str]) -> int:
     """Writes the review queue of each run; how many contents wait in all."""
     store = Store.of(settings)
-    return sum(queue.route(store, planning.read(store, run_key)) for run_key in run_keys)
+    return sum(queue.route(store, settings, planning.read(store, run_key)) for run_key in run_keys)
 
 
 def build_report(settings: Settings, night: Night) -> str:
@@ -217,7 +217,7 @@ def finish(settings: Settings, run_keys: Iterable[str]) -> None:
     run_keys = list(run_keys)
     plans = [planning.read(store, run_key) for run_key in run_keys]
     done_by_run = {plan_.run_key: publish.done_shards(store, plan_) for plan_ in plans}
-    if not publish.is_current(store):
+    if not publish.is_current(store, settings):
         # Another process finished a shard after this one had published; it may be gone by now.
         publish_tags(settings)
         route_to_review(settings, run_keys)

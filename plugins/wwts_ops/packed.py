@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -70,16 +70,28 @@ def contract() -> str:
 
 
 def run(settings: Settings, model: ModelVersion, run_key: str, shard: int) -> None:
-    """Tags a shard in a process of its own, under the code packed with ``model``.
+    """Tags a shard in a process of its own, under the code packed with ``model``; errors as in :func:`run_module`."""
+    run_module(settings, model, "shardprocess", (run_key, str(shard)))
+
+
+def run_module(settings: Settings, model: ModelVersion, module: str, arguments: Sequence[str]) -> None:
+    """Runs ``wwts_ops.<module>`` in a process of its own, under the code packed with ``model``.
+
+    Args:
+        settings: in force there, too.
+        model: whose code.
+        module: a program as :mod:`wwts_ops.shardprocess`: it takes the overlay's folder, :func:`contract` and
+            ``arguments``.
+        arguments: say which part of the work to do.
 
     Raises:
-        WwtsError: when that code does not fit this release, or as in :func:`wwts_ops.night.tag_here`.
+        WwtsError: when that code does not fit this release, or what the module's work raises.
         UnavailableError: when a server or disk does not answer.
         subprocess.CalledProcessError: when the process ended otherwise, such as for want of memory.
     """
     folder = overlay(settings, model)
     log.info("tagging_with_packed_code", version=model.version, code=model.code_sha256[:12], folder=str(folder))
-    command = [sys.executable, "-P", "-m", "wwts_ops.shardprocess", str(folder), contract(), run_key, str(shard)]
+    command = [sys.executable, "-P", "-m", f"wwts_ops.{module}", str(folder), contract(), *arguments]
     with subprocess.Popen(
         command,
         env=_environment(folder),

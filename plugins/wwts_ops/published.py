@@ -30,6 +30,49 @@ def current(store: Store) -> Pointer | None:
     return store.read_pointer(POINTER)
 
 
+def kept_key(snapshot: str) -> str:
+    """The store key of what the pointer says when it names ``snapshot``; written last, when the snapshot is whole."""
+    return f"published/{snapshot}/snapshot.json"
+
+
+def kept(store: Store, snapshot: str) -> dict[str, Any] | None:
+    """What the pointer says when it names ``snapshot``; None when that is not there, or not whole."""
+    pointer = current(store)
+    if pointer is not None and pointer.value["snapshot"] == snapshot:
+        return pointer.value
+    return _kept(store, snapshot)
+
+
+def _kept(store: Store, snapshot: str) -> dict[str, Any] | None:
+    try:
+        found = store.read_json(kept_key(snapshot))
+    except FileNotFoundError:
+        return None
+    return found if all(store.exists(part) for part in found["parts"]) else None
+
+
+def keep(store: Store, pointer: Pointer) -> None:
+    """Makes it possible to go back to a snapshot that was written before snapshots had a ``snapshot.json``."""
+    key = kept_key(str(pointer.value["snapshot"]))
+    if not store.exists(key):
+        store.write_json(key, pointer.value)
+
+
+def snapshots(store: Store) -> list[dict[str, Any]]:
+    """What the pointer says, or said, of every snapshot that is there, oldest first.
+
+    Raises:
+        UnavailableError: when the store refuses.
+    """
+    pointer = current(store)
+    found = {} if pointer is None else {str(pointer.value["snapshot"]): pointer.value}
+    for key in store.list("published", "/snapshot.json"):
+        name = key.split("/")[1]
+        if name not in found and (value := _kept(store, name)) is not None:
+            found[name] = value
+    return sorted(found.values(), key=lambda value: (value["published_at"], value["snapshot"]))
+
+
 def batches(store: Store) -> Iterator[pa.RecordBatch]:
     """The current snapshot, some thousand rows at a time (schema ``PUBLISHED``).
 

@@ -81,23 +81,68 @@ class Candidate:
     params: Mapping[str, object] = field(default_factory=dict)
 
 
-def embedded(settings: Settings) -> Tagger:
-    """The embedded default without any registry, built into the cache once."""
+@dataclass(frozen=True)
+class Registered:
+    """What :func:`register_backbone` did.
+
+    Attributes:
+        model: the version.
+        tagger: what it holds.
+        existed: whether these weights were registered with this code before.
+    """
+
+    model: ModelVersion
+    tagger: Tagger
+    existed: bool
+
+
+def embedded(settings: Settings, backbone: str | None = None) -> Tagger:
+    """A backbone with the head it comes with, without any registry; built into the cache once.
+
+    Args:
+        settings: the cache, the threshold, and the backbone that a new shop starts with.
+        backbone: another one, by its name.
+
+    Raises:
+        WwtsError: when there is none of that name, or it comes without weights.
+    """
+    name = backbone or settings.backbone
     labels = taxonomies.embedded_labels()
-    key = f"{settings.threshold}\n" + "\n".join(label.label_id for label in labels) + code_sha256()
+    key = f"{name}\n{settings.threshold}\n" + "\n".join(label.label_id for label in labels) + code_sha256()
     target = settings.state_dir / "models" / f"embedded-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not target.exists():
         with appearing(target) as folder:
-            build_embedded(folder, tuple(label.label_id for label in labels), settings.threshold)
+            build_embedded(folder, tuple(label.label_id for label in labels), settings.threshold, name)
     return load(target)
 
 
 def register_embedded(settings: Settings) -> ModelVersion:
-    """Registers the embedded default as a new version, without an alias."""
-    log.info("registering_embedded_default", model=settings.model_name)
+    """Registers what a new shop starts with as a new version, without an alias."""
+    log.info("registering_embedded_default", model=settings.model_name, backbone=settings.backbone)
     return register(
         settings, Candidate(embedded(settings), _embedded_labels(settings), "embedded default", {EMBEDDED_TAG: "true"})
     )
+
+
+def register_backbone(settings: Settings, backbone: str | None = None) -> Registered:
+    """Registers a backbone with the head it comes with, packed with the running code, without an alias.
+
+    It is not marked as what a new shop starts with: only the gate makes it champion.
+
+    Args:
+        settings: which registry, and the backbone that counts without another.
+        backbone: its name.
+
+    Raises:
+        WwtsError: when there is none of that name, or it comes without weights.
+        UnavailableError: when MLflow does not answer.
+    """
+    tagger = embedded(settings, backbone)
+    before = registered(settings, tagger.sha256)
+    if before:
+        return Registered(before, tagger, existed=True)
+    origin = f"embedded {tagger.recipe.backbone}"
+    return Registered(register(settings, Candidate(tagger, _embedded_labels(settings), origin)), tagger, existed=False)
 
 
 def register(settings: Settings, candidate: Candidate) -> ModelVersion:

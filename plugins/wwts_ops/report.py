@@ -155,12 +155,19 @@ class BrokenRow:
 
 @dataclass(frozen=True)
 class Published:
-    """What consumers read now (not: on the page's date)."""
+    """What consumers read now (not: on the page's date).
+
+    ``answered`` images go by what a person said of them, ``older`` by another version than ``model_version``, which
+    tags now.
+    """
 
     snapshot: str
     rows: int
     live: int
     pending: int
+    answered: int = 0
+    model_version: str = ""
+    older: int = 0
 
 
 @dataclass(frozen=True)
@@ -295,7 +302,17 @@ def _left_by(plans: Sequence[planning.Plan]) -> dict[str, Any]:
 
 
 def _published(pointer: dict[str, Any]) -> Published:
-    return Published(str(pointer["snapshot"]), int(pointer["rows"]), int(pointer["live"]), int(pointer["pending"]))
+    # Snapshots of before there were answers say nothing of them.
+    version, versions = str(pointer.get("model_version", "")), pointer.get("model_versions", {})
+    return Published(
+        str(pointer["snapshot"]),
+        int(pointer["rows"]),
+        int(pointer["live"]),
+        int(pointer["pending"]),
+        int(pointer.get("answered", 0)),
+        version,
+        older=sum(int(count) for name, count in versions.items() if name != version),
+    )
 
 
 class _Night:

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from wwts_ops import isolation, promotion, provenance, registry, tracking
+from wwts_ops import isolation, promotion, provenance, registry, tagdiff, tracking
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.tracking import ModelVersion
@@ -104,7 +104,9 @@ def prepare(settings: Settings, wanted: Order) -> dict[str, Any]:
         override_by=proposal.override_by,
         override_reason=proposal.override_reason,
     )
-    told = {"version": proposal.version, "summary": proposal.summary, "token": token}
+    # Whoever agrees sees first what would change; the proposal itself stands without it.
+    summary = f"{proposal.summary}\n{tagdiff.told(settings, proposal.version)}"
+    told = {"version": proposal.version, "summary": summary, "token": token}
     return {**told, "proposal": asdict(proposal)}
 
 

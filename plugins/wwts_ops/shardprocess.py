@@ -10,17 +10,28 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 
 def main(overlay: str, contract: str, run_key: str, shard: str) -> int:
-    """Tags shard ``shard`` of plan ``run_key``.
+    """Tags shard ``shard`` of plan ``run_key``; otherwise as :func:`work`."""
+
+    def tag(given: dict[str, object]) -> None:
+        from wwts_ops import night, settings
+
+        night.tag_here(settings.load(**given), run_key, int(shard))
+
+    return work(overlay, contract, tag)
+
+
+def work(overlay: str, contract: str, task: Callable[[dict[str, object]], object]) -> int:
+    """Does ``task`` with the settings that come on standard input.
 
     Args:
         overlay: the folder that all of our code must come from.
         contract: :func:`wwts_ops.packed.contract` of the release that asks.
-        run_key: names the plan.
-        shard: its number.
+        task: imports what it needs only when it is called.
 
     Returns:
         0 when it is done; 1 when not, after an event that says why.
@@ -29,16 +40,18 @@ def main(overlay: str, contract: str, run_key: str, shard: str) -> int:
         line = given.readline()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        return _tag(json.loads(line), Path(overlay), contract, run_key, int(shard))
+        return _checked(json.loads(line), Path(overlay), contract, task)
     except (ImportError, AttributeError, TypeError, NameError, SyntaxError) as error:
         # What code of another release that no longer fits ends with.
         traceback.print_exc()
         return _refuse("unfit", f"{type(error).__name__}: {error}")
 
 
-def _tag(given: dict[str, object], overlay: Path, contract: str, run_key: str, shard: int) -> int:
+def _checked(
+    given: dict[str, object], overlay: Path, contract: str, task: Callable[[dict[str, object]], object]
+) -> int:
     import wwts_ops
-    from wwts_ops import logs, night, packed, settings
+    from wwts_ops import logs, packed
     from wwts_ops.errors import UnavailableError, WwtsError
 
     if not Path(wwts_ops.__file__).is_relative_to(overlay):
@@ -47,7 +60,7 @@ def _tag(given: dict[str, object], overlay: Path, contract: str, run_key: str, s
         return _refuse("unfit", "it writes other columns")
     logs.configure("json")
     try:
-        night.tag_here(settings.load(**given), run_key, shard)
+        task(given)
     except UnavailableError as error:
         return _refuse("unavailable", str(error))
     except WwtsError as error:

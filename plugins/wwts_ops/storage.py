@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,23 @@ class Pointer:
     def sequence(self) -> int:
         """Grows by one with every replacement."""
         return int(self.value.get("sequence", 0))
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the store, as a listing tells.
+
+    Attributes:
+        key: names it.
+        size: bytes.
+        modified: when it was last written; UTC.
+        hidden: a temporary file or a lock.
+    """
+
+    key: str
+    size: int
+    modified: datetime
+    hidden: bool
 
 
 def s3_options(endpoint: str) -> dict[str, Any]:
@@ -134,12 +152,21 @@ class Store:
 
     def list(self, prefix: str, suffix: str = "") -> list[str]:
         """Keys below folder ``prefix`` that end in ``suffix``, sorted; temporary ones left out."""
+        return sorted(key for key in self._found(prefix) if key.endswith(suffix) and not _is_hidden(key))
+
+    def files(self, prefix: str) -> dict[str, File]:
+        """All files below folder ``prefix`` by their keys, temporary ones too."""
+        return {
+            key: File(key, int(entry["size"]), _when(entry), _is_hidden(key))
+            for key, entry in self._found(prefix).items()
+        }
+
+    def _found(self, prefix: str) -> dict[str, dict[str, Any]]:
         with _told(prefix):
             found = self.fs.find(self.path(prefix), detail=True)
         start = len(self.fs._strip_protocol(self.root)) + 1
         # Some S3 servers keep an empty folder, and it is found where no file is.
-        keys = (str(path)[start:] for path, entry in found.items() if entry["type"] == "file")
-        return sorted(key for key in keys if key.endswith(suffix) and not key.rsplit("/", 1)[-1].startswith("."))
+        return {str(path)[start:]: entry for path, entry in found.items() if entry["type"] == "file"}
 
     def delete(self, key: str) -> None:
         """Removes ``key`` if it is there."""
@@ -297,6 +324,16 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _is_hidden(key: str) -> bool:
+    return key.rsplit("/", 1)[-1].startswith(".")
+
+
+def _when(entry: dict[str, Any]) -> datetime:
+    """When a listed file was last written: disks and servers say it in their own ways."""
+    said = entry["mtime"] if "mtime" in entry else entry["LastModified"]
+    return said if isinstance(said, datetime) else datetime.fromtimestamp(said, UTC)
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""What the terminal says of a night, in Chinese."""
+"""What the terminal says of a night, a verdict or a training, in Chinese."""
 
 from __future__ import annotations
 
@@ -66,6 +66,45 @@ def verdict(event: Mapping[str, Any]) -> str:
     if event["mode"] == "dry_run":
         lines.append("  仅演练：结论已记录，但不作为上线依据")
     return "\n".join(lines)
+
+
+def training_skipped(event: Mapping[str, Any]) -> str:
+    """Why nothing was trained."""
+    found = f"有 {event['new']:,} 条新答案，不到 {event['least']:,} 条" if event["new"] else "没有新答案"
+    return f'\n自上次训练以来{found}，这次不训练。仍要训练，请加上 {{"force": true}}'
+
+
+def training_ordered(event: Mapping[str, Any]) -> str:
+    """One line: what a training begins with."""
+    base = f"版本 {event['base_version']}（{event['backbone']}）"
+    return f"{event['answers']:,} 条答案（新增 {event['new']:,}），从{base}开始训练，正在整理数据集…"
+
+
+def dataset_ready(event: Mapping[str, Any]) -> str:
+    """One line: what is learned from."""
+    text = f"数据集：{event['labels']:,} 个标签，训练 {event['train']:,} 张，验证 {event['validation']:,} 张"
+    more = f"，{event['conflicts']:,} 处答案互相矛盾或可疑" if event["conflicts"] else ""
+    return f"{text}{more}，正在训练…"
+
+
+def training_registered(event: Mapping[str, Any]) -> str:
+    """One line: what came of a training."""
+    added = f"，新增标签 {event['new_labels']:,} 个" if event["new_labels"] else ""
+    return f"\n训练 {event['training']} 已登记为版本 {event['version']}{added}"
+
+
+def tags_compared(event: Mapping[str, Any]) -> str:
+    """A few lines: what a version would change across the catalog."""
+    head = f"\n版本 {event['version']} 上线后，全库 {event['images']:,} 张图片中"
+    return "\n".join(
+        (
+            head,
+            f"  标签改变    {event['changed_label']:,}",
+            f"  结论改变    {event['changed_decision']:,}",
+            f"  新上线      {event['newly_live']:,}",
+            f"  不再上线    {event['no_longer_live']:,}",
+        )
+    )
 
 
 def _reasons(reasons: Mapping[str, int]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,6 @@ def save(folder: Path, backbone: Backbone, state: dict[str, torch.Tensor], head:
         WwtsError: when the head does not fit the labels or the backbone, or holds numbers that are none.
         RuntimeError: when ``state`` lacks keys or has others; torch names them.
     """
-    from safetensors.numpy import save_file as save_numpy
     from safetensors.torch import save_file
 
     _check(head, backbone.recipe.dimension)
@@ -97,21 +97,32 @@ def save(folder: Path, backbone: Backbone, state: dict[str, torch.Tensor], head:
     network.load_state_dict(state, strict=True)
     save_file({key: value.contiguous() for key, value in state.items()}, folder / _BACKBONE)
     (folder / _GRAPH).write_bytes(_export(network, backbone.recipe))
-    # safetensors writes the buffer as it lies: of a transposed array that would be another matrix.
-    tensors = {"bias": head.bias, "weight": head.weight}
-    save_numpy({name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()}, folder / _HEAD)
-    manifest = {
-        "format": FORMAT,
-        "recipe": asdict(backbone.recipe),
-        "backbone_sha256": backbone.recipe.sha256((folder / _BACKBONE).read_bytes()),
-        "files": {name: _sha256(folder / name) for name in (_BACKBONE, _GRAPH, _HEAD)},
-        "label_ids": list(head.label_ids),
-        "thresholds": [round(float(value), 6) for value in head.thresholds],
-    }
-    raw = json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True).encode()
-    (folder / _MANIFEST).write_bytes(raw)
-    (folder / _SEAL).write_bytes(_seal(raw))
-    return load(folder)
+    return _sealed(folder, backbone.recipe, backbone.recipe.sha256((folder / _BACKBONE).read_bytes()), head)
+
+
+def rehead(folder: Path, base: Tagger, head: Head) -> Tagger:
+    """Writes the backbone of ``base``, byte for byte, with another head into the empty ``folder`` and reads it back.
+
+    Args:
+        folder: made if absent.
+        base: loaded; its ``backbone_sha256`` stays, and with it every stored embedding.
+        head: one row a label.
+
+    Raises:
+        WwtsError: when the head does not fit its labels or the backbone, holds numbers that are none, or the
+            files of ``base`` are no longer those that were loaded.
+    """
+    _check(head, base.recipe.dimension)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        files = _files(base)
+        for name in (_BACKBONE, _GRAPH):
+            shutil.copyfile(base.folder / name, folder / name)
+            if _sha256(folder / name) != files[name]:
+                raise _altered(base.folder / name)
+    except OSError as error:
+        raise _not_whole(base.folder, error) from error
+    return _sealed(folder, base.recipe, base.backbone_sha256, head)
 
 
 def load(folder: Path) -> Tagger:
@@ -145,28 +156,53 @@ def load(folder: Path) -> Tagger:
             head_bias=tensors["bias"],
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise WwtsError(f"{folder} holds no whole tagger ({error}); delete it and fetch the model again.") from error
+        raise _not_whole(folder, error) from error
 
 
-def build_embedded(folder: Path, label_ids: tuple[str, ...], threshold: float = DEFAULT_THRESHOLD) -> Tagger:
-    """The default backbone with the head it was trained with, from the installed weight package.
+def build_embedded(folder: Path, label_ids: tuple[str, ...], threshold: float, backbone: str) -> Tagger:
+    """A backbone with the head it was trained with, from the installed weight packages.
 
     Args:
         folder: where to write it.
         label_ids: one for each row of the pretrained head, in its order.
         threshold: the same for every label.
+        backbone: its name, of one that comes with weights.
+
+    Raises:
+        WwtsError: when there is none of that name, or it comes without weights.
     """
     from wwts_ops import backbones
 
-    backbone = backbones.get(backbones.DEFAULT)
-    weights = backbone.pretrained()
+    made = backbones.get(backbone)
+    weights = made.pretrained()
     head = Head(
         label_ids=label_ids,
         thresholds=np.full(len(label_ids), threshold, dtype=np.float32),
         weight=weights.head_weight.numpy(),
         bias=weights.head_bias.numpy(),
     )
-    return save(folder, backbone, weights.backbone, head)
+    return save(folder, made, weights.backbone, head)
+
+
+def _sealed(folder: Path, recipe: Recipe, backbone_sha256: str, head: Head) -> Tagger:
+    """Adds ``head`` and the manifest to the backbone's files in ``folder``, and reads all of it back."""
+    from safetensors.numpy import save_file
+
+    # safetensors writes the buffer as it lies: of a transposed array that would be another matrix.
+    tensors = {"bias": head.bias, "weight": head.weight}
+    save_file({name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()}, folder / _HEAD)
+    manifest = {
+        "format": FORMAT,
+        "recipe": asdict(recipe),
+        "backbone_sha256": backbone_sha256,
+        "files": {name: _sha256(folder / name) for name in (_BACKBONE, _GRAPH, _HEAD)},
+        "label_ids": list(head.label_ids),
+        "thresholds": [round(float(value), 6) for value in head.thresholds],
+    }
+    raw = json.dumps(manifest, ensure_ascii=False, indent=1, sort_keys=True).encode()
+    (folder / _MANIFEST).write_bytes(raw)
+    (folder / _SEAL).write_bytes(_seal(raw))
+    return load(folder)
 
 
 def _check(head: Head, dimension: int) -> None:
@@ -183,6 +219,15 @@ def _check(head: Head, dimension: int) -> None:
         raise WwtsError("The head holds NaN or infinite numbers; train it again.")
 
 
+def _files(base: Tagger) -> dict[str, str]:
+    """The SHA-256 of every file of ``base``, from the manifest that was loaded."""
+    raw = (base.folder / _MANIFEST).read_bytes()
+    if hashlib.sha256(raw).hexdigest() != base.sha256:
+        raise _altered(base.folder / _MANIFEST)
+    files: dict[str, str] = json.loads(raw)["files"]
+    return files
+
+
 def _verify(folder: Path, files: dict[str, str]) -> None:
     for name in (_BACKBONE, _GRAPH, _HEAD):
         if _sha256(folder / name) != files[name]:
@@ -191,6 +236,10 @@ def _verify(folder: Path, files: dict[str, str]) -> None:
 
 def _altered(path: Path) -> WwtsError:
     return WwtsError(f"{path} is not the file that was saved; delete its folder and fetch the model again.")
+
+
+def _not_whole(folder: Path, error: Exception) -> WwtsError:
+    return WwtsError(f"{folder} holds no whole tagger ({error}); delete it and fetch the model again.")
 
 
 def _seal(manifest: bytes) -> bytes:

@@ -228,9 +228,9 @@ class _Pipeline:
 
     def batches(self, table: pa.Table, tally: _Tally) -> Iterator[list[tuple[_Seen, Decision | None]]]:
         """Up to :data:`BATCH` rows of the plan at a time, each with its decision unless it is rejected."""
-        reads = _ordered(self._readers, self._read, _rows(table), window=2 * _READERS)
+        reads = ordered(self._readers, self._read, _rows(table), window=2 * _READERS)
         window = max(8 * self._workers, 2 * self._machine.embed.batch_size)
-        seen = _ordered(self.cores, self._see, self._look_up(reads), window=window)
+        seen = ordered(self.cores, self._see, self._look_up(reads), window=window)
         while items := list(islice(seen, BATCH)):
             yield self._decided(items, tally.seconds)
 
@@ -479,7 +479,7 @@ def _rows(table: pa.Table) -> Iterator[Row]:
         yield from batch.to_pylist()
 
 
-def _ordered(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], *, window: int) -> Iterator[R]:
+def ordered(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], *, window: int) -> Iterator[R]:
     """``map`` in a pool that keeps the order and holds no more than ``window`` items."""
     pending: deque[Future[R]] = deque()
     for item in items:

@@ -107,7 +107,7 @@ def embedded(forced_review: tuple[str, ...]) -> Taxonomy:
     return Taxonomy(
         "embedded",
         tuple(replace(label, forced_review=label.label_id in forced_review) for label in labels),
-        tuple(_path(entry) for entry in forced_review if entry not in known),
+        tuple(path_of(entry) for entry in forced_review if entry not in known),
     )
 
 
@@ -157,6 +157,25 @@ def edit(store: Store, author: str, changes: dict[str, Label]) -> Taxonomy:
     return put(store, replace(before, labels=kept + added), author, pointer)
 
 
+def add(store: Store, author: str, labels: Iterable[Label]) -> tuple[str, ...]:
+    """Puts those of ``labels`` whose id is not there yet in force as a new version; what is there stays as it is.
+
+    Returns:
+        The ids that were added.
+
+    Raises:
+        WwtsError: before the first night, or as :func:`put`.
+    """
+    pointer = store.read_pointer(_POINTER)
+    if pointer is None:
+        raise WwtsError("There is no taxonomy yet; run `wwts init` first.")
+    before = read(store, str(pointer.value["version"]))
+    added = tuple(label for label in labels if label.label_id not in before.by_id)
+    if added:
+        put(store, replace(before, labels=before.labels + added), author, pointer)
+    return tuple(label.label_id for label in added)
+
+
 def check(labels: Iterable[Label]) -> None:
     """Refuses duplicate ids, empty names and malformed paths (no forced category would match those), naming the label.
 
@@ -172,11 +191,16 @@ def check(labels: Iterable[Label]) -> None:
         if not label.label_zh.strip():
             raise WwtsError(f"Label {label.label_id} has no Chinese name; fill in label_zh.")
         path = label.category_path
-        if path and (path != _path(path) or not all(path.split(" > "))):
+        if path and (path != path_of(path) or not all(path.split(" > "))):
             raise WwtsError(
                 f"Label {label.label_id}: category_path {path!r} must read 一级 > 二级 > 三级, no level empty."
             )
         seen.add(label.label_id)
+
+
+def path_of(text: str) -> str:
+    """``text`` with its levels joined by `` > ``, however people type that."""
+    return " > ".join(part.strip() for part in re.split("[>＞]", text))
 
 
 def to_csv(taxonomy: Taxonomy) -> bytes:
@@ -219,18 +243,13 @@ def _text(data: bytes) -> str:
 
 def _label(row: dict[str, str], line: int, before: Mapping[str, Label]) -> Label:
     texts = {name: (row[name] or "").strip() for name in CSV_COLUMNS}
-    texts["category_path"] = _path(texts["category_path"])
+    texts["category_path"] = path_of(texts["category_path"])
     old = before.get(texts["label_id"], Label("", ""))
     return Label(
         **texts,
         forced_review=_flag(row.get("forced_review") or str(old.forced_review), line),
         enabled=_flag(row.get("enabled") or str(old.enabled), line),
     )
-
-
-def _path(text: str) -> str:
-    """``text`` with its levels joined by `` > ``, however people type that."""
-    return " > ".join(part.strip() for part in re.split("[>＞]", text))
 
 
 def _flag(text: str, line: int) -> bool:

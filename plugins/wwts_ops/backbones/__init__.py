@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 
 _REGISTRY = {
     "efficientnet-lite0": "wwts_ops.backbones.efficientnet_lite:LITE0",
+    "efficientnet-lite2": "wwts_ops.backbones.efficientnet_lite:LITE2",
 }
 #: What stands before the colon of a name, and the function that takes what stands behind it.
 _FAMILIES = {
+    "lite": "wwts_ops.backbones.joined:named",
     "torchvision": "wwts_ops.backbones.torchvision_models:named",
 }
 

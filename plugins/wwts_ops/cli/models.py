@@ -1,4 +1,4 @@
-"""``wwts models``: list, import."""
+"""``wwts models``: list, import, register, history."""
 
 from __future__ import annotations
 
@@ -80,6 +80,41 @@ def import_model(  # noqa: PLR0913, PLR0917 (one a command-line option)
         f"{ready.tagger.recipe.backbone}, {len(ready.labels):,} labels ({new}), model {found.model.sha256[:12]}.",
         markup=False,
     )
+    conf = json.dumps({"version": found.model.version})
+    out.print(f"It is not in use. Have it judged next:\n  wwts run evaluate_model --conf '{conf}'", markup=False)
+
+
+@app.command("register")
+def register_model(
+    backbone: Annotated[
+        str | None,
+        typer.Argument(
+            help="such as efficientnet-lite2, or lite:lite2@320+lite0@224+flip: networks and the sides in pixels at "
+            "which they look, mirrored too; default: WWTS_BACKBONE"
+        ),
+    ] = None,
+) -> None:
+    """Register a backbone that comes with its weights as a new version: a stronger one, or the same with new code.
+
+    The new version is not in use: it goes through the gate first. Promoting another backbone means embedding the
+    whole catalog again.
+
+    Example: wwts models register efficientnet-lite2
+    """
+    from wwts_ops import registration, registry
+
+    current = settings()
+    # In an empty registry the embedded default comes first: the gate compares with a champion.
+    champion = registry.ensure_champion(current)
+    found = registration.register_backbone(current, backbone)
+    out.print(
+        f"{found.model} {'was registered before, with this code' if found.existed else 'is new'}: "
+        f"{found.tagger.recipe.backbone}, {len(found.tagger.label_ids):,} labels, model {found.model.sha256[:12]}.",
+        markup=False,
+    )
+    if found.model.version == champion.version:
+        out.print("It is the champion.")
+        return
     conf = json.dumps({"version": found.model.version})
     out.print(f"It is not in use. Have it judged next:\n  wwts run evaluate_model --conf '{conf}'", markup=False)
 

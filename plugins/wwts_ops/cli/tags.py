@@ -1,11 +1,14 @@
-"""``wwts tags``: export."""
+"""``wwts tags``: export, snapshots, restore."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 import typer
+from rich.table import Table
 
 from wwts_ops.cli.console import out, settings
 
@@ -24,3 +27,46 @@ def export_tags(
 
     rows = published.export(Store.of(settings()), target)
     out.print(f"{rows:,} rows → {target}", markup=False)
+
+
+@app.command("snapshots")
+def list_snapshots() -> None:
+    """List the snapshots that are still there, newest last; consumers read the one with the arrow."""
+    from wwts_ops import published
+    from wwts_ops.storage import Store
+
+    found = settings()
+    store, zone = Store.of(found), ZoneInfo(found.timezone)
+    pointer = published.current(store)
+    current = None if pointer is None else pointer.value["snapshot"]
+    numbers = ("rows", "live", "pending", "answered")
+    table = Table("", "snapshot", f"published ({found.timezone})", *numbers, "model version", "taxonomy", "retag")
+    for one in published.snapshots(store):
+        at = datetime.fromisoformat(one["published_at"]).astimezone(zone)
+        table.add_row(
+            "→" if one["snapshot"] == current else "",
+            one["snapshot"],
+            f"{at:%Y-%m-%d %H:%M}",
+            *(f"{one.get(name, 0):,}" for name in numbers),
+            one["model_version"],
+            one["taxonomy_version"],
+            one.get("retag") or "",
+        )
+    out.print(table)
+
+
+@app.command("restore")
+def restore_tags(snapshot: Annotated[str, typer.Argument(help="as `wwts tags snapshots` names it")]) -> None:
+    """Let consumers read the tags of an earlier snapshot again; answers and nights since then stay on top of them."""
+    from wwts_ops import publish
+    from wwts_ops.storage import Store
+
+    found = settings()
+    value = publish.restore(Store.of(found), found, snapshot)
+    if value["snapshot"] == snapshot:
+        out.print(f"Consumers read {snapshot} again.", markup=False)
+        return
+    out.print(
+        f"Consumers read {value['snapshot']}: what the model said in {snapshot}, with what came since then on top.",
+        markup=False,
+    )

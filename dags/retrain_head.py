@@ -1,0 +1,148 @@
+"""What people answered becomes a better head: answers ► dataset ► training ► version ► gate ► tag diff ► live."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from wwts_ops import settings
+from wwts_ops.dag_defaults import dag_arguments
+from wwts_ops.dag_promotion import promotion_tasks, waiting_time
+
+SETTINGS = settings.load()
+ENOUGH_ANSWERS = Asset(name="wwts_answers", uri="wwts://answers/enough")
+#: Where the work of a training is done.
+WORKER = {"pool": SETTINGS.pool, "queue": SETTINGS.queue}
+
+FORM = {
+    "promote": Param(
+        default=False, type="boolean", title="训练后上线", description="通过门禁后上线新版本；关闭则只训练、评测并登记"
+    ),
+    "require_approval": Param(
+        default=True, type="boolean", title="需要审批", description="上线前等人审批；只在“训练后上线”打开时有意义"
+    ),
+    "min_new_answers": Param(
+        1, type="integer", minimum=1, title="最少新答案数", description="自上次训练以来的新答案少于这个数就跳过"
+    ),
+    "force": Param(default=False, type="boolean", title="强制训练", description="没有新答案也训练"),
+    "backbone": Param(
+        None,
+        type=["null", "string"],
+        title="骨干网络",
+        description="留空沿用当前启用的模型的骨干；换成另一个时，从它自带的分类头开始训练，缺的向量会先补齐",
+    ),
+    "badcases": Param(
+        None, type=["null", "string"], title="坏例快照", description="评测要用的坏例快照的名称；留空用最新的"
+    ),
+    "seed": Param(0, type="integer", minimum=0, title="随机种子", description="答案和种子相同，训练结果就相同"),
+}
+
+
+def trained() -> tuple[Any, Any]:
+    """Adds the tasks from answers to a registered version; what the first one returns, and the last one."""
+
+    @task(task_display_name="冻结答案")
+    def snapshot() -> dict[str, Any]:
+        from training import retrain
+
+        order = retrain.prepare(SETTINGS, get_current_context()["params"])
+        if order is None:
+            raise AirflowSkipException("自上次训练以来没有足够的新答案，不训练")
+        return order
+
+    @task(**WORKER, task_display_name="整理数据集")
+    def dataset(order: dict[str, Any]) -> None:
+        from training import retrain
+
+        retrain.build_dataset(SETTINGS, retrain.Order(**order))
+
+    @task(**WORKER, task_display_name="训练")
+    def train(order: dict[str, Any]) -> None:
+        from training import retrain
+
+        retrain.train(SETTINGS, retrain.Order(**order))
+
+    @task(task_display_name="登记")
+    def register(order: dict[str, Any]) -> str:
+        from training import retrain
+
+        return retrain.register(SETTINGS, retrain.Order(**order))
+
+    order = snapshot()
+    version = register(order)
+    dataset(order) >> train(order) >> version
+    return order, version
+
+
+def judged(order: Any, version: Any) -> Any:
+    """Adds the tasks of the gate, which are those of `evaluate_model`, and of the comparison; the last one."""
+
+    @task(task_display_name="准备评测")
+    def evaluate(version: str) -> dict[str, Any]:
+        from eval import evaluate as stages
+
+        return vars(stages.prepare(SETTINGS, version, get_current_context()["params"]["badcases"]))
+
+    @task(**WORKER, task_display_name="准确率")
+    def accuracy(evaluation: dict[str, Any]) -> None:
+        from eval import evaluate as stages
+
+        stages.measure_accuracy(SETTINGS, stages.Order(**evaluation))
+
+    # The whole pool: nothing else of ours may use the machine that is being timed.
+    @task(**WORKER, pool_slots=SETTINGS.pool_slots, task_display_name="延迟")
+    def latency(evaluation: dict[str, Any]) -> None:
+        from eval import evaluate as stages
+
+        stages.measure_latency(SETTINGS, stages.Order(**evaluation))
+
+    @task(task_display_name="门禁")
+    def gate(order: dict[str, Any], evaluation: dict[str, Any]) -> str:
+        from training import retrain
+        from wwts_ops import rollout
+
+        context = get_current_context()
+        asked = rollout.person(context), rollout.run(context)
+        return retrain.judge(SETTINGS, retrain.Order(**order), evaluation, *asked)
+
+    @task(**WORKER, task_display_name="标签变化")
+    def tag_diff(version: str) -> None:
+        from training import retrain
+
+        retrain.tag_diff(SETTINGS, version)
+
+    evaluation = evaluate(version)
+    compared = tag_diff(version)
+    accuracy(evaluation) >> latency(evaluation) >> gate(order, evaluation) >> compared
+    return compared
+
+
+@dag(
+    **dag_arguments(SETTINGS, "retrain_head"),
+    dag_display_name="用人工答案训练分类头",
+    description="冻结人工答案，训练新的分类头，登记为新版本，过门禁，对比全库标签的变化；可选审批后上线",
+    doc_md=__doc__,
+    schedule=[ENOUGH_ANSWERS]
+    if SETTINGS.retrain_schedule == "none"
+    else AssetOrTimeSchedule(
+        timetable=CronTriggerTimetable(SETTINGS.retrain_schedule, timezone=SETTINGS.timezone), assets=[ENOUGH_ANSWERS]
+    ),
+    max_active_runs=1,
+    dagrun_timeout=waiting_time(SETTINGS),
+    params=FORM,
+)
+def retrain_head() -> None:
+    """One training, from frozen answers to a judged version, or a champion."""
+
+    @task.short_circuit(task_display_name="是否上线")
+    def promote() -> bool:
+        return bool(get_current_context()["params"]["promote"])
+
+    order, version = trained()
+    judged(order, version) >> (wanted := promote())
+    wanted >> promotion_tasks(SETTINGS, version)
+
+
+retrain_head()

@@ -1,0 +1,64 @@
+"""``wwts store``: prune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.filesize import decimal
+from rich.table import Table
+
+from wwts_ops.cli.console import out, settings
+
+if TYPE_CHECKING:
+    from wwts_ops.prune import Item
+
+app = typer.Typer(help="The store: what lies in it and how long.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """A group stays one with a single command in it."""
+
+
+@app.command("prune")
+def prune_store(
+    keep_days: Annotated[
+        int | None, typer.Option(min=1, help="days for which everything is kept; default: WWTS_KEEP_DAYS")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="delete it; otherwise it is only shown")] = False,  # noqa: FBT002
+) -> None:
+    """Show what the store no longer needs, and delete it when told to.
+
+    What consumers read, embeddings of registered versions, answers, bad cases, taxonomies, tags and runs always stay.
+    """
+    from wwts_ops import prune
+
+    current = settings()
+    days = keep_days or current.keep_days
+    found = prune.survey(current, days)
+    if not found:
+        out.print(f"There is nothing to delete in {current.store}; everything is kept for {days} days.", markup=False)
+        return
+    out.print(_table(found))
+    if not yes:
+        out.print("Nothing was deleted. To delete it: wwts store prune --yes" + _days(keep_days))
+        return
+    removed = prune.remove(current, found, days)
+    files = sum(len(item.files) for item in removed)
+    out.print(f"{files:,} files were deleted, {decimal(sum(item.size for item in removed))}.")
+
+
+def _days(keep_days: int | None) -> str:
+    return "" if keep_days is None else f" --keep-days {keep_days}"
+
+
+def _table(found: Sequence[Item]) -> Table:
+    table = Table("kind", "how many", "files", "size", "why")
+    for kind, reason in dict.fromkeys((item.kind, item.reason) for item in found):
+        those = [item for item in found if (item.kind, item.reason) == (kind, reason)]
+        files = sum(len(item.files) for item in those)
+        many = files if kind == "thumbnails" else len(those)
+        table.add_row(kind, f"{many:,}", f"{files:,}", decimal(sum(item.size for item in those)), reason)
+    return table

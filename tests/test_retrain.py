@@ -1,0 +1,287 @@
+"""One training after another on a real shop: through its DAG in one process, and stage by stage in killed processes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dag_chain
+import pytest
+from code_shelf import environment
+from PIL import Image
+from retrain_shop import LABELS, RetrainShop, patient_rules
+from test_dags import parsed
+
+from training import retrain, snapshot
+from wwts_ops import badcases, holdout, settings, tracking
+from wwts_ops.errors import WwtsError
+from wwts_ops.tagger import Tagger
+from wwts_ops.verdict import TAG, Verdict
+
+pytestmark = pytest.mark.slow
+
+GO = {"promote": True, "require_approval": False}
+FORM = {"force": False, "min_new_answers": 1, "backbone": None, "seed": 0}
+#: The embedded default, and the version that the DAG trains, twice.
+DEFAULT, TRAINED = "1", "2"
+TESTS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Story:
+    """The shop after a chain of runs; ``codes`` and ``order`` by what each run was for."""
+
+    shop: RetrainShop
+    chain: dag_chain.Chain
+    codes: dict[str, int]
+    order: retrain.Order
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return self.chain.events
+
+    def artifact(self, name: str) -> bytes:
+        """Of the run that registered the trained version."""
+        with tracking.connected(self.shop.settings) as client:
+            (entry,) = (entry for entry in self.shop.versions() if str(entry.version) == TRAINED)
+            model = client.get_logged_model(entry.source.removeprefix("models:/"))
+            return Path(client.download_artifacts(model.source_run_id, f"training/{name}")).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, embedded_tagger: Tagger) -> Iterator[RetrainShop]:
+    folder = tmp_path_factory.mktemp("训练 🎓")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("WWTS_", "MLFLOW_"))]:
+            patch.delenv(name)
+        patch.setenv("WWTS_GATE_RULES", str(patient_rules(folder)))
+        found = settings.load(
+            store=str(folder / "store"), catalog=str(folder / "图库"), release="live", device="cpu", training_views=1
+        )
+        patch.setenv("WWTS_TRAINING_VIEWS", "1")
+        shutil.copytree(embedded_tagger.folder, found.state_dir / "models" / embedded_tagger.folder.name)
+        yield RetrainShop.made(found, folder)
+
+
+@pytest.fixture(scope="module")
+def story(shop: RetrainShop) -> Story:
+    """Judged by the starter set alone, then by all bad cases, then nothing new; and a run that would wait for ever."""
+    (starter,) = {key.split("/")[1] for key in shop.store.list("badcases", ".parquet") if "/b000001-" in key}
+    steps: dict[str, dag_chain.Step] = {
+        "blocked": ("retrain_head", {**GO, "badcases": starter}),
+        "promoted": ("retrain_head", {**GO, "force": True}),
+        "nothing new": ("retrain_head", {}),
+        "waits": ("retrain_head", {"promote": True, "seed": 3}),
+    }
+    chain = dag_chain.run(shop.settings, list(steps.values()), shop.folder)
+    (ordered, *_) = (event for event in chain.events if event["event"] == "training_ordered")
+    order = retrain.Order(**shop.store.read_json(f"trainings/{ordered['training']}/order.json"))
+    return Story(shop, chain, dict(zip(steps, chain.codes, strict=True)), order)
+
+
+def test_the_whole_way_in_one_process_ends_with_the_right_exit_codes(story: Story) -> None:
+    assert story.codes == {"blocked": 1, "promoted": 0, "nothing new": 0, "waits": 2}
+
+
+def test_a_failed_gate_ends_a_promotion_with_its_reasons(story: Story) -> None:
+    first = next(event for event in story.events if event["event"] == "judged")
+    assert not first["passed"]
+    (refused,) = (event for event in story.events if event["event"] == "promotion_refused")
+    assert refused["reason"].startswith(f"Version {TRAINED} of wwts-tagger cannot become champion")
+    assert all(reason in refused["reason"] for reason in first["reasons"])
+
+
+def test_what_passed_is_champion(story: Story) -> None:
+    aliases = story.shop.aliases()
+    assert (aliases["champion"], aliases["previous"]) == (TRAINED, DEFAULT)
+    assert Verdict.from_tag(story.shop.versions()[-1].tags[TAG]).passed
+
+
+def test_a_training_that_runs_twice_is_registered_once(story: Story) -> None:
+    ordered = [event["training"] for event in story.events if event["event"] == "training_ordered"]
+    assert len(ordered) == 2
+    assert len(set(ordered)) == 1
+    assert [event["event"] for event in story.events].count("training_started") == 1
+    assert [event["event"] for event in story.events].count("training_recorded") == 1
+    assert [str(entry.version) for entry in story.shop.versions()] == [DEFAULT, TRAINED]
+
+
+def test_without_new_answers_nothing_is_trained(story: Story) -> None:
+    (skipped,) = (event for event in story.events if event["event"] == "training_skipped")
+    assert (skipped["new"], skipped["least"]) == (0, 1)
+    assert snapshot.used(story.shop.store) == story.order.latest == len(story.shop.catalog)
+
+
+def test_a_run_that_would_wait_for_a_person_says_how_not_to(story: Story) -> None:
+    (refused,) = (event["reason"] for event in story.events if event["event"] == "refused")
+    assert """--conf '{"promote": true, "seed": 3, "require_approval": false}'""" in refused
+
+
+def test_the_catalog_is_compared_before_anyone_says_yes(story: Story) -> None:
+    names = [event["event"] for event in story.events]
+    assert names.index("tags_compared") < names.index("promotion_prepared")
+
+
+def test_all_of_a_training_is_in_one_run(story: Story) -> None:
+    shop, made = story.shop, story.shop.versions()[-1]
+    with tracking.connected(shop.settings) as client:
+        run_id = client.get_logged_model(made.source.removeprefix("models:/")).source_run_id
+        run = client.get_run(run_id)
+        files = {entry.path.removeprefix("training/") for entry in client.list_artifacts(run_id, "training")}
+    assert run.info.status == "FINISHED"
+    assert run.data.params["snapshot"] == story.order.snapshot
+    assert {name for name in run.data.params if name.startswith("chosen.")}
+    assert {name for name in run.data.metrics if name.startswith("validation.")}
+    tables = {"thresholds.csv", "conflicts.csv", "learning_curve.csv", "confusions.csv", "contents.txt", "hashes.json"}
+    assert tables | {"learning_curve.png"} <= files
+    digests = {given.dataset.name: given.dataset.digest for given in run.inputs.dataset_inputs}
+    assert digests[story.order.snapshot] == story.order.snapshot_sha256[:36]
+
+
+def test_the_learning_curve_has_five_seeds_and_a_picture(story: Story) -> None:
+    rows = list(csv.DictReader(io.StringIO(story.artifact("learning_curve.csv").decode("utf-8-sig"))))
+    assert len({row["seed"] for row in rows}) == 5
+    with Image.open(io.BytesIO(story.artifact("learning_curve.png"))) as picture:
+        assert picture.format == "PNG"
+
+
+def test_thresholds_are_listed_by_label_and_no_name_is_a_formula(story: Story) -> None:
+    rows = list(csv.DictReader(io.StringIO(story.artifact("thresholds.csv").decode("utf-8-sig"))))
+    names = {row["label_id"]: row["label_zh"] for row in rows}
+    assert names["shop:coins"] == "古钱币"
+    assert names["shop:launch"] == "'=火箭发射"
+
+
+def test_the_version_says_what_it_was_made_from(story: Story) -> None:
+    tags, told = story.shop.versions()[-1].tags, story.shop.versions()[-1].description
+    frozen = snapshot.freeze(story.shop.settings)
+    assert tags["training"] == story.order.training
+    assert (tags["training.snapshot"], tags["training.snapshot_sha256"]) == (frozen.name, frozen.sha256)
+    assert tags["training.base_version"] == DEFAULT
+    assert tags["training.base_sha256"] == story.shop.versions()[0].tags["model_sha256"]
+    assert set(tags["training.new_label_ids"].split(",")) == set(LABELS)
+    hashes = json.loads(story.artifact("hashes.json"))
+    assert hashes["contents.txt"] == hashlib.sha256(story.artifact("contents.txt")).hexdigest()
+    assert tags["training.contents_sha256"] == hashes["contents.txt"]
+    # The gate's verdict stands above, and what the training wrote is kept below it.
+    assert told.index("通过门禁") < told.index("用人工答案训练")
+    assert told.count("用人工答案训练") == 1
+    assert "古钱币" in told
+
+
+def test_nothing_that_is_held_out_was_learned_from(story: Story) -> None:
+    shop = story.shop
+    learned = story.artifact("contents.txt").decode().split()
+    assert shop.store.read_bytes(story.order.key("contents.txt")) == story.artifact("contents.txt")
+    assert set(learned) <= {tile.content for tile in shop.catalog}
+    assert not [content for content in learned if holdout.in_audit(content, shop.settings.holdout_share)]
+    cases = badcases.current(shop.store)
+    assert cases is not None
+    assert {case.content_sha256 for case in cases.cases}.isdisjoint(learned)
+
+
+def test_the_model_carries_the_names_of_its_new_labels(story: Story) -> None:
+    made = story.shop.versions()[-1]
+    with tracking.connected(story.shop.settings):
+        from mlflow.artifacts import download_artifacts
+
+        rows = Path(download_artifacts(f"models:/{made.name}/{made.version}/artifacts/labels.csv")).read_text(
+            "utf-8-sig"
+        )
+    names = {row["label_id"]: row["label_zh"] for row in csv.DictReader(io.StringIO(rows))}
+    assert {label_id: names[label_id] for label_id in LABELS} == {key: name for key, (_, name) in LABELS.items()}
+    assert len(names) == 1000 + len(LABELS)
+
+
+# ------------------------------------------------------------------ stage by stage
+
+
+def stage(shop: RetrainShop, name: str, order: retrain.Order, at: int, moment: str) -> int:
+    """Runs one stage in a process that is killed at change number ``at`` of the store; its exit code."""
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom night_process import Killer\n"
+        "from training import retrain\nfrom wwts_ops import settings\n"
+        "stage, order, at, moment = sys.argv[1:]\nfound = settings.load()\n"
+        "Killer(found.store, int(at), moment, Path(found.store + '.trace')).install()\n"
+        "getattr(retrain, stage)(found, retrain.Order(**json.loads(order)))\n"
+    )
+    command = [sys.executable, "-c", code, name, json.dumps(vars(order)), str(at), moment]
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    kept = {name: value for name, value in os.environ.items() if name.startswith("WWTS_")}
+    env = {**environment(shop.settings), **kept, "PYTHONPATH": path}
+    return subprocess.run(command, env=env, capture_output=True, check=False).returncode
+
+
+def test_killed_in_any_stage_and_started_again_it_ends_the_same(story: Story) -> None:
+    shop, found = story.shop, story.shop.settings
+    ordered = retrain.prepare(found, {**FORM, "force": True, "seed": 7})
+    assert ordered is not None
+    order = retrain.Order(**ordered)
+    assert order.base_version == TRAINED
+    assert stage(shop, "build_dataset", order, 2, "after") == -signal.SIGKILL
+    retrain.build_dataset(found, order)
+    assert stage(shop, "train", order, 1, "after") == -signal.SIGKILL
+    assert not shop.store.exists(order.key("trained.json"))
+    head = shop.store.read_bytes(order.key("head.safetensors"))
+    retrain.train(found, order)
+    assert shop.store.read_bytes(order.key("head.safetensors")) == head
+    assert retrain.register(found, order) == retrain.register(found, order)
+    trained = [entry for entry in shop.versions() if entry.tags.get("training") == order.training]
+    assert len(trained) == 1
+    assert snapshot.used(shop.store) == order.latest
+
+
+def test_a_training_that_was_not_judged_is_gone_on_with_and_too_few_answers_begin_none(story: Story) -> None:
+    shop, found = story.shop, story.shop.settings
+    begun = retrain.prepare(found, {**FORM, "force": True, "seed": 9})
+    assert begun is not None
+    few = {**FORM, "min_new_answers": 50}
+    assert retrain.prepare(found, few) is None
+    assert retrain.prepare(found, {**few, "seed": 9}) == begun
+    shop.store.write_json(retrain.Order(**begun).key("judged.json"), {})
+    assert retrain.prepare(found, {**few, "seed": 9}) is None
+
+
+def test_an_unknown_backbone_is_refused_by_name(story: Story) -> None:
+    with pytest.raises(WwtsError, match="no-such-net"):
+        retrain.prepare(story.shop.settings, {**FORM, "force": True, "backbone": "no-such-net"})
+
+
+# ------------------------------------------------------------------ the DAG
+
+
+def test_the_dag_follows_the_issue(tmp_path: Path) -> None:
+    dag = parsed(tmp_path)["dags"]["retrain_head"]
+    tasks = dag["tasks"]
+    order = ["snapshot", "dataset", "train", "register", "evaluate", "accuracy", "latency", "gate", "tag_diff"]
+    for before, after in zip(order, [*order[1:], "promote"], strict=True):
+        assert before in tasks[after]["upstream"], f"{after} does not wait for {before}"
+    assert {name for name, task in tasks.items() if task["outlets"]} == {"move"}
+    assert tasks["move"]["outlets"] == ["wwts_champion"]
+    assert tasks["prepare"]["upstream"] == ["promote", "register"]
+    assert dag["timetable"] == "AssetOrTimeSchedule"
+    # Five o'clock of a Monday in Shanghai, from the last day of 2025 on.
+    assert dag["nights"][0]["run_after"] == "2026-01-04T21:00:00+00:00"
+    for name, schema in dag["params"].items():
+        assert any("一" <= sign <= "鿿" for sign in schema["title"]), name
+
+
+def test_both_promotions_have_the_same_tasks(tmp_path: Path) -> None:
+    dags = parsed(tmp_path, WWTS_RETRAIN_SCHEDULE="none")["dags"]
+    promotion = dags["promote_model"]["tasks"]
+    assert set(promotion) == {"prepare", "choose", "approve", "move"}
+    assert promotion["move"]["upstream"] == ["approve", "choose", "prepare"]
+    shared = {name: dags["retrain_head"]["tasks"][name] for name in promotion if name != "prepare"}
+    assert shared == {name: task for name, task in promotion.items() if name != "prepare"}
+    assert dags["retrain_head"]["nights"] == []

@@ -1,0 +1,450 @@
+"""One training from frozen answers to a judged version: the stages of ``retrain_head``.
+
+    prepare ─► build_dataset ─► train ─► register ─► (the gate's own stages) ─► judge ─► tag_diff
+
+What passes between stages is an :class:`Order` of plain values; what they make lies in the store below
+``trainings/<training>/``. A training is named by all that it is made from, and each stage ends with a marker: killed
+anywhere and started again, it goes on where it was, and ends the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+
+from training import conflicts, places, views
+from training import dataset as datasets
+from training import snapshot as snapshots
+from wwts_ops import badcases, registration, registry, taxonomy
+from wwts_ops.errors import WwtsError
+from wwts_ops.settings import Settings
+from wwts_ops.storage import Store
+from wwts_ops.tagger import Head, Tagger, rehead
+from wwts_ops.taxonomy import Label
+from wwts_ops.tracking import ModelVersion
+
+if TYPE_CHECKING:
+    from training.conflicts import Conflict
+    from training.dataset import Dataset
+    from training.train import Trained
+
+log = structlog.get_logger(__name__)
+
+#: Settings that a training depends on.
+_SETTINGS = ("target_precision", "rehearsal", "weak_weight", "training_views", "holdout_share", "threshold")
+
+
+@dataclass(frozen=True)
+class Order:
+    """One training, resolved once; plain values, so that it travels between tasks as JSON.
+
+    Attributes:
+        training: its id, and its folder below ``trainings/``.
+        snapshot: name of the frozen answers.
+        snapshot_sha256: of them.
+        latest: number of the newest answer among them.
+        answers: contents with an answer in force.
+        new: of these, answered since the last training.
+        base_version: the version that the head starts from: the champion, or another backbone as it comes.
+        base_sha256: of that tagger.
+        backbone: name of its backbone.
+        backbone_sha256: of that backbone.
+        seed: of everything that is drawn by lot.
+        badcases: snapshot of the bad cases that are kept out of it.
+        settings: those that it depends on.
+        ordered_at: UTC, ISO 8601.
+    """
+
+    training: str
+    snapshot: str
+    snapshot_sha256: str
+    latest: int
+    answers: int
+    new: int
+    base_version: str
+    base_sha256: str
+    backbone: str
+    backbone_sha256: str
+    seed: int
+    badcases: str
+    settings: dict[str, float]
+    ordered_at: str
+
+    def key(self, name: str) -> str:
+        """Store key of what this training calls ``name``."""
+        return _key(self.training, name)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A training whose head is there.
+
+    Attributes:
+        order: what was asked for.
+        dataset: what was learned from.
+        trained: what came of it.
+        base_labels: label ids of the head that it started from.
+        contents: every content whose answer was learned from or chosen by, one SHA-256 a line.
+    """
+
+    order: Order
+    dataset: Dataset
+    trained: Trained
+    base_labels: tuple[str, ...]
+    contents: bytes
+
+    @property
+    def new_labels(self) -> tuple[str, ...]:
+        """Labels that the head did not know before, in its order."""
+        known = set(self.base_labels)
+        return tuple(label for label in self.trained.head.label_ids if label not in known)
+
+    @property
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """Answers that contradict each other, then those that the training itself found suspect."""
+        return (*self.dataset.conflicts, *self.trained.suspects)
+
+    @property
+    def contents_sha256(self) -> str:
+        """Of the list of contents."""
+        return hashlib.sha256(self.contents).hexdigest()
+
+
+# ------------------------------------------------------------------ stages
+
+
+def prepare(settings: Settings, form: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Freezes the answers and says what is to be trained from them; None when there is nothing to train.
+
+    Args:
+        settings: of the process.
+        form: ``force``, ``min_new_answers``, ``backbone`` (None: the champion's) and ``seed``.
+
+    Returns:
+        The fields of an :class:`Order`.
+
+    Raises:
+        WwtsError: when there is no answer at all, or no such backbone.
+        UnavailableError: when database, store or MLflow do not answer.
+    """
+    store = Store.of(settings)
+    frozen = snapshots.freeze(settings)
+    least = int(form.get("min_new_answers") or 1)
+    source = _source(settings, store, form)
+    training = source.training(frozen)
+    begun = store.exists(_key(training, "order.json")) and not store.exists(_key(training, "judged.json"))
+    if frozen.new < least and not form.get("force") and not begun:
+        log.info("training_skipped", new=frozen.new, least=least, answers=frozen.answers)
+        return None
+    if not frozen.answers:
+        raise WwtsError("There are no answers to train from; import some with `wwts corrections import`.")
+    order = _order(settings, frozen, source)
+    # Of two that begin the same training, both go on with the first one's order.
+    store.create(order.key("order.json"), json.dumps(asdict(order), ensure_ascii=False, indent=1).encode())
+    order = Order(**store.read_json(order.key("order.json")))
+    log.info(
+        "training_ordered",
+        training=order.training,
+        answers=order.answers,
+        new=order.new,
+        base_version=order.base_version,
+        backbone=order.backbone,
+    )
+    return asdict(order)
+
+
+def build_dataset(settings: Settings, order: Order) -> None:
+    """Makes what is learned from, and the list of its contents, unless they are there.
+
+    Raises:
+        WwtsError: when the answers cannot be learned from; with the reason.
+        UnavailableError: when store or MLflow do not answer.
+    """
+    store = Store.of(settings)
+    if not store.exists(order.key("dataset/dataset.json")):
+        base = _base(settings, order)
+        wanted = datasets.Order(order.snapshot, base, order.backbone_sha256, order.seed)
+        made = views.extended(settings, registry.fetch(settings, base), datasets.build(settings, wanted))
+        store.write_bytes(order.key("contents.txt"), _contents(made))
+        datasets.save(store, order.key("dataset"), made)
+    made = datasets.load(store, order.key("dataset"))
+    log.info(
+        "dataset_ready",
+        training=order.training,
+        labels=len(made.label_ids),
+        train=len(set(made.train.contents)),
+        validation=len(made.validation),
+        rehearsal=len(made.rehearsal),
+        excluded=made.excluded,
+        conflicts=len(made.conflicts),
+    )
+
+
+def train(settings: Settings, order: Order) -> None:
+    """Trains the head, unless it is there.
+
+    Raises:
+        WwtsError: when the dataset cannot be learned from; with the reason.
+        UnavailableError: when store or MLflow do not answer.
+    """
+    store = Store.of(settings)
+    if not store.exists(order.key("trained.json")):
+        from training import train as trainer
+
+        made = datasets.load(store, order.key("dataset"))
+        base = registry.fetch(settings, _base(settings, order))
+        log.info("training_started", training=order.training, labels=len(made.label_ids), examples=len(made.train))
+        trained = trainer.train(made, base, settings, order.seed)
+        suspects = _attributed(store, order, trained.suspects)
+        datasets.save_conflicts(store, order.key("dataset"), (*made.conflicts, *suspects))
+        _save(store, order, replace(trained, suspects=suspects))
+    trained = _load(store, order)
+    log.info(
+        "head_trained", training=order.training, labels=len(trained.head.label_ids), **_numbers(trained.validation)
+    )
+
+
+def register(settings: Settings, order: Order) -> str:
+    """Registers the head as a version without alias and records the training in its MLflow run; its number.
+
+    Done again, it finds the version that it registered before. The answers count as used from here on.
+
+    Raises:
+        WwtsError: when MLflow refuses, or the base is no longer what it was.
+        UnavailableError: when store or MLflow do not answer.
+    """
+    from training import record
+
+    store = Store.of(settings)
+    base = registry.fetch(settings, _base(settings, order))
+    made = Made(
+        order=order,
+        dataset=datasets.load(store, order.key("dataset")),
+        trained=_load(store, order),
+        base_labels=base.label_ids,
+        contents=store.read_bytes(order.key("contents.txt")),
+    )
+    with tempfile.TemporaryDirectory(prefix="wwts-retrain-") as folder:
+        tagger = rehead(Path(folder, "tagger"), base, made.trained.head)
+        model = registration.registered(settings, tagger.sha256) or registration.register(
+            settings,
+            registration.Candidate(
+                tagger=tagger,
+                labels=_labels(settings, store, made.trained.head.label_ids),
+                origin=f"retrain_head {order.training}",
+                tags=record.tags(made),
+                params=record.params(made),
+            ),
+        )
+    record.write(settings, model, made)
+    snapshots.mark_used(store, order.latest)
+    log.info("training_registered", training=order.training, version=model.version, new_labels=len(made.new_labels))
+    return model.version
+
+
+def judge(settings: Settings, order: Order, evaluation: Mapping[str, Any], actor: str, run: str) -> str:
+    """Lets the gate decide on what its own stages measured; ``passed`` or ``failed``.
+
+    Args:
+        settings: of the process.
+        order: whose version it is.
+        evaluation: the fields of an :class:`eval.evaluate.Order`.
+        actor: who asked for it.
+        run: Airflow's id of the run.
+
+    Raises: as :func:`eval.evaluate.judge`.
+    """
+    from eval import evaluate
+
+    verdict = evaluate.judge(settings, evaluate.Order(**evaluation), "enforced", actor, run)
+    told = {"version": verdict.model_version, "passed": verdict.passed, "reasons": list(verdict.reasons)}
+    # The last thing that a training owes: until then a run without new answers goes on with it.
+    Store.of(settings).write_json(order.key("judged.json"), told)
+    return "passed" if verdict.passed else "failed"
+
+
+def tag_diff(settings: Settings, version: str) -> None:
+    """Compares the version with the champion over the whole catalog.
+
+    Raises: as :func:`wwts_ops.tagdiff.build`.
+    """
+    from wwts_ops import tagdiff
+
+    found = tagdiff.build(settings, version)
+    log.info(
+        "tags_compared",
+        version=version,
+        images=found.images,
+        changed_label=found.changed_label.images,
+        changed_decision=found.changed_decision.images,
+        newly_live=found.newly_live.images,
+        no_longer_live=found.no_longer_live.images,
+    )
+
+
+# ------------------------------------------------------------------ what it is made from
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a training is made from, besides the answers.
+
+    Attributes:
+        champion: when the head starts from it; None: from the backbone as it comes.
+        tagger: that it starts from.
+        seed: of everything that is drawn by lot.
+        badcases: what is kept out of it.
+        settings: those that it depends on.
+    """
+
+    champion: ModelVersion | None
+    tagger: Tagger
+    seed: int
+    badcases: badcases.Snapshot
+    settings: dict[str, float]
+
+    def training(self, frozen: snapshots.Snapshot) -> str:
+        """The id of a training: the same for the same, and no other."""
+        made_from = [frozen.sha256, self.tagger.sha256, self.seed, self.badcases.sha256, self.settings]
+        digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+        return f"h{frozen.latest:06d}-{digest[:12]}"
+
+
+def _source(settings: Settings, store: Store, form: Mapping[str, Any]) -> _Source:
+    """The champion where its backbone is the wanted one, else that backbone with the head it comes with."""
+    champion = registry.resolve(settings, None)
+    tagger = registry.fetch(settings, champion)
+    wanted = form.get("backbone") or tagger.recipe.backbone
+    is_champions = wanted == tagger.recipe.backbone
+    return _Source(
+        champion=champion if is_champions else None,
+        tagger=tagger if is_champions else registration.embedded(settings, wanted),
+        seed=int(form.get("seed") or 0),
+        # In force before anything is learned: whatever they hold stays out of it.
+        badcases=badcases.ensure(store, taxonomy.ensure(store, settings.forced_review)),
+        settings={name: float(getattr(settings, name)) for name in _SETTINGS},
+    )
+
+
+def _order(settings: Settings, frozen: snapshots.Snapshot, source: _Source) -> Order:
+    # A version of its own: whoever embeds or compares fetches it by its number.
+    base = source.champion or registration.register_backbone(settings, source.tagger.recipe.backbone).model
+    return Order(
+        training=source.training(frozen),
+        snapshot=frozen.name,
+        snapshot_sha256=frozen.sha256,
+        latest=frozen.latest,
+        answers=frozen.answers,
+        new=frozen.new,
+        base_version=base.version,
+        base_sha256=base.sha256,
+        backbone=source.tagger.recipe.backbone,
+        backbone_sha256=base.backbone_sha256,
+        seed=source.seed,
+        badcases=source.badcases.name,
+        settings=source.settings,
+        ordered_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _base(settings: Settings, order: Order) -> ModelVersion:
+    """The version that an order starts from.
+
+    Raises:
+        WwtsError: when it is another by now.
+    """
+    model = registry.resolve(settings, order.base_version)
+    if model.sha256 != order.base_sha256:
+        raise WwtsError(f"{model}, which training {order.training} starts from, was replaced; trigger a new run.")
+    return model
+
+
+def _key(training: str, name: str) -> str:
+    return f"trainings/{training}/{name}"
+
+
+def _labels(settings: Settings, store: Store, label_ids: tuple[str, ...]) -> tuple[Label, ...]:
+    """Names of a head's labels, each with its own flag: categories that a person must see stay in the store."""
+    names = taxonomy.ensure(store, settings.forced_review)
+    known = {**{label.label_id: label for label in taxonomy.embedded_labels()}, **names.by_id}
+    found = (known.get(label_id) or Label(label_id, label_id) for label_id in label_ids)
+    return tuple(replace(label, forced_review=names.forced_reason(label.label_id) is not None) for label in found)
+
+
+def _contents(made: Dataset) -> bytes:
+    """What a training learned answers of, sorted; of the audit it only reports."""
+    found = {*made.train.contents, *made.validation.contents}
+    return "".join(f"{content}\n" for content in sorted(found)).encode()
+
+
+# ------------------------------------------------------------------ heads in the store
+
+
+def _save(store: Store, order: Order, trained: Trained) -> None:
+    """The head first, then the marker, which names its SHA-256."""
+    from safetensors.numpy import save
+
+    head = trained.head
+    tensors = {"weight": head.weight, "bias": head.bias, "thresholds": head.thresholds}
+    # safetensors takes the buffer as it lies: of a transposed array that would be another matrix.
+    data = save({name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()})
+    store.write_bytes(order.key("head.safetensors"), data)
+    told = {
+        "head_sha256": hashlib.sha256(data).hexdigest(),
+        "label_ids": list(head.label_ids),
+        "chosen": trained.chosen,
+        "validation": trained.validation,
+        "curve": trained.curve,
+        "confusions": trained.confusions,
+        "thresholds": trained.thresholds,
+        "suspects": [suspect.to_json() for suspect in trained.suspects],
+    }
+    store.write_json(order.key("trained.json"), _plain(told))
+
+
+def _load(store: Store, order: Order) -> Trained:
+    from safetensors.numpy import load
+
+    from training.train import Trained
+
+    told = store.read_json(order.key("trained.json"))
+    data = store.read_bytes(order.key("head.safetensors"))
+    if hashlib.sha256(data).hexdigest() != told["head_sha256"]:
+        raise WwtsError(f"{store.path(order.key(''))} holds another head than was trained; delete it and train again.")
+    tensors = load(data)
+    return Trained(
+        head=Head(tuple(told["label_ids"]), tensors["thresholds"], tensors["weight"], tensors["bias"]),
+        suspects=tuple(conflicts.from_json(value) for value in told["suspects"]),
+        **{name: told[name] for name in ("chosen", "validation", "curve", "confusions", "thresholds")},
+    )
+
+
+def _attributed(store: Store, order: Order, found: tuple[Conflict, ...]) -> tuple[Conflict, ...]:
+    """Suspects with who said it, and where the pictures are."""
+    where = places.find(store, (content for conflict in found for content in conflict.contents))
+    return conflicts.attributed(found, snapshots.read(store, order.snapshot), where)
+
+
+def _plain(value: Any) -> Any:
+    """JSON values: NumPy's numbers become Python's, and what is no number becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {f"validation_{name}": value for name, value in values.items() if isinstance(value, int | float)}
