@@ -18,7 +18,7 @@ import pyarrow as pa
 from night_process import Killer
 from written_nights import NOON, Nights, Outcome, is_tagged, tag_row
 
-from wwts_ops import corrections, logs, planning, publish, published, retags, schemas, settings
+from wwts_ops import corrections, logs, planning, publish, published, records, retags, schemas, settings
 from wwts_ops.corrections import Answer
 from wwts_ops.errors import UnavailableError
 from wwts_ops.images import TRANSIENT_REASONS
@@ -127,7 +127,7 @@ class OverlaidNights(Nights):
         self.store.write_json(retags.plan_key(made.key), made.plain())
         for number, contents in enumerate(parts):
             rows = [retagged_row(content, outcome) for content, outcome in contents.items()]
-            table = pa.Table.from_pylist(rows, schema=schemas.RETAGGED)
+            table = pa.Table.from_pylist(rows, schema=records.RETAGGED)
             self.store.write_table(retags.part_key(made.key, number), table)
             self.store.write_json(retags.marker_key(made.key, number), {})
         self.store.write_json(retags.done_key(made.key), {})

@@ -22,7 +22,7 @@ from wwts_ops import corrections, database
 from wwts_ops import settings as settings_module
 from wwts_ops.corrections import Answer, Recorded
 from wwts_ops.errors import UnavailableError, WwtsError
-from wwts_ops.schemas import ANSWERS
+from wwts_ops.records import ANSWERS
 from wwts_ops.settings import Settings
 
 Make = Callable[..., Settings]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wwts_ops.decisions import Decider, Decision
-from wwts_ops.schemas import RETAGGED
+from wwts_ops.records import RETAGGED
 from wwts_ops.taxonomy import Label, Taxonomy
 
 STRAWBERRY = Label("t:strawberry", "草莓", category_path="生鲜 > 水果 > 莓果")

@@ -37,10 +37,10 @@ from wwts_ops.corrections import Answer
 from wwts_ops.decisions import Decider
 from wwts_ops.embeddings import EmbeddingWriter
 from wwts_ops.errors import WwtsError
+from wwts_ops.records import RETAGGED
 from wwts_ops.registry import CHAMPION
 from wwts_ops.retagging import Head, Order
 from wwts_ops.runtime import Scorer
-from wwts_ops.schemas import RETAGGED
 from wwts_ops.storage import Store
 from wwts_ops.tracking import ModelVersion
 

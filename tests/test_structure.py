@@ -22,7 +22,7 @@ LONGEST_FILE, LONGEST_TEST = 600, 800
 #: own layer or from one above it, never from one below. A new module takes its place here.
 LAYERS = (
     # Words that everything uses; they know nothing of ours.
-    {"", "errors", "schemas", "health", "watchdog", "logs", "provenance", "verdict", "airflow_plugin"},
+    {"", "errors", "schemas", "records", "health", "watchdog", "logs", "provenance", "verdict", "airflow_plugin"},
     # What surrounds a run.
     {"settings", "deployment", "dag_defaults"},
     # Where things lie, and the ways to read and write them.

@@ -13,7 +13,7 @@ from answered_shop import LABELS, AnsweredShop, content
 from training import snapshot
 from wwts_ops import corrections
 from wwts_ops.errors import WwtsError
-from wwts_ops.schemas import ANSWERS
+from wwts_ops.records import ANSWERS
 
 
 @pytest.fixture

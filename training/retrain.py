@@ -204,14 +204,12 @@ def train(settings: Settings, order: Order) -> None:
         made = datasets.load(store, order.key("dataset"))
         base = registry.fetch(settings, _base(settings, order))
         log.info("training_started", training=order.training, labels=len(made.label_ids), examples=len(made.train))
-        trained = trainer.train(made, base, settings, order.seed)
-        suspects = _attributed(store, order, trained.suspects)
+        found = trainer.train(made, base, settings, order.seed)
+        suspects = _attributed(store, order, found.suspects)
         datasets.save_conflicts(store, order.key("dataset"), (*made.conflicts, *suspects))
-        _save(store, order, replace(trained, suspects=suspects))
-    trained = _load(store, order)
-    log.info(
-        "head_trained", training=order.training, labels=len(trained.head.label_ids), **_numbers(trained.validation)
-    )
+        _save(store, order, replace(found, suspects=suspects))
+    found = trained(store, order)
+    log.info("head_trained", training=order.training, labels=len(found.head.label_ids), **_numbers(found.validation))
 
 
 def register(settings: Settings, order: Order) -> str:
@@ -230,7 +228,7 @@ def register(settings: Settings, order: Order) -> str:
     made = Made(
         order=order,
         dataset=datasets.load(store, order.key("dataset")),
-        trained=_load(store, order),
+        trained=trained(store, order),
         base_labels=base.label_ids,
         contents=store.read_bytes(order.key("contents.txt")),
     )
@@ -390,11 +388,11 @@ def _contents(made: Dataset) -> bytes:
 # ------------------------------------------------------------------ heads in the store
 
 
-def _save(store: Store, order: Order, trained: Trained) -> None:
+def _save(store: Store, order: Order, found: Trained) -> None:
     """The head first, then the marker, which names its SHA-256."""
     from safetensors.numpy import save
 
-    head = trained.head
+    head = found.head
     tensors = {"weight": head.weight, "bias": head.bias, "thresholds": head.thresholds}
     # safetensors takes the buffer as it lies: of a transposed array that would be another matrix.
     data = save({name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()})
@@ -402,17 +400,23 @@ def _save(store: Store, order: Order, trained: Trained) -> None:
     told = {
         "head_sha256": hashlib.sha256(data).hexdigest(),
         "label_ids": list(head.label_ids),
-        "chosen": trained.chosen,
-        "validation": trained.validation,
-        "curve": trained.curve,
-        "confusions": trained.confusions,
-        "thresholds": trained.thresholds,
-        "suspects": [suspect.to_json() for suspect in trained.suspects],
+        "chosen": found.chosen,
+        "validation": found.validation,
+        "curve": found.curve,
+        "confusions": found.confusions,
+        "thresholds": found.thresholds,
+        "suspects": [suspect.to_json() for suspect in found.suspects],
     }
     store.write_json(order.key("trained.json"), _plain(told))
 
 
-def _load(store: Store, order: Order) -> Trained:
+def trained(store: Store, order: Order) -> Trained:
+    """What came of the training.
+
+    Raises:
+        FileNotFoundError: before :func:`train`.
+        WwtsError: when the head in the store is another one.
+    """
     from safetensors.numpy import load
 
     from training.train import Trained

@@ -38,16 +38,17 @@ def choose(material: Material) -> Chosen:
     """Searches :data:`SHRINKAGES`; the same for the same material."""
     targets, weights = material.targets[material.originals], material.weights[material.originals]
     accuracies: dict[float, float] = {}
-    kept: dict[float, Array] = {}
     for shrinkage in SHRINKAGES:
-        kept[shrinkage] = said = head.unseen(material, shrinkage)
+        said = head.unseen(material, shrinkage)
         right = said.argmax(axis=1) == targets
         told = said[np.arange(len(targets)), targets] > head.NOTHING / 2
         if told.any():
             accuracies[shrinkage] = float(np.average(right[told], weights=weights[told]))
+            measured = int(told.sum())
     if not accuracies:
-        return Chosen(_UNTRIED, {}, kept[_UNTRIED])
+        return Chosen(_UNTRIED, {}, head.unseen(material, _UNTRIED))
     best = max(accuracies.values())
-    error = np.sqrt(best * (1 - best) / len(targets))
+    error = np.sqrt(best * (1 - best) / measured)
     shrinkage = max(each for each, accuracy in accuracies.items() if accuracy >= best - error)
-    return Chosen(shrinkage, accuracies, kept[shrinkage])
+    # Once more rather than four of them kept: each is as large as all embeddings.
+    return Chosen(shrinkage, accuracies, head.unseen(material, shrinkage))

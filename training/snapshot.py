@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from wwts_ops import corrections, digest
 from wwts_ops.errors import UnavailableError, WwtsError
-from wwts_ops.schemas import ANSWERS
+from wwts_ops.records import ANSWERS
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 

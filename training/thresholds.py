@@ -1,8 +1,9 @@
 """From which score a label may go live by itself: learned per label, for a precision that the shop names.
 
 Learned from pictures that the head had not seen, each counted as often as pictures like it stay unseen (one over its
-sampling probability: Horvitz and Thompson 1952). What the review queue showed is what the model was unsure of; from
-that alone nothing can be learned about what it is sure of, and the old thresholds stay.
+sampling probability: Horvitz and Thompson 1952). What the review queue showed is what the model was unsure of, and old
+tags are what nobody looked at; from these alone nothing can be learned about what the model is sure of, and the old
+thresholds stay. Where others are there too, pictures of the queue count if the chance of being shown is known.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from typing import Any, Final
 
 import numpy as np
 
+from training.dataset import WEAK
 from wwts_ops.decisions import FORCED_REVIEW, REVIEW
 
 Array = np.ndarray[Any, Any]
 
 #: A label's own pictures are joined by what all labels say, as if that were so many more of its own.
 _PRIOR: Final = 10.0
-#: Below these many pictures nothing is learned.
+#: Below as many pictures (Kish's effective number, where they count unequally) nothing is learned.
 _LEAST: Final = 30
 #: No score is higher: the label goes live only where the head has no doubt at all.
 NEVER: Final = 1.0
-_DECIMALS: Final = 6
+#: Thresholds are kept with so many decimals: see ``wwts_ops.tagger``.
+_STEP: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,16 @@ class Scored:
         return weights
 
     @property
-    def only_queue(self) -> bool:
-        """Whether all of them were shown because the model was unsure."""
-        return all(reason in (REVIEW, FORCED_REVIEW) for reason in self.shown)
+    def telling(self) -> Scored:
+        """Less old tags, and less what the queue showed with a chance that nobody knows; none where nothing else is."""
+        queue = np.array([reason in (REVIEW, FORCED_REVIEW) for reason in self.shown], bool)
+        weak = np.array([reason == WEAK for reason in self.shown], bool)
+        enough = _effective(self.weights[~queue & ~weak]) >= _LEAST
+        return self._only(~weak & (~queue | np.isfinite(self.probability)) & enough)
+
+    def _only(self, kept: Array) -> Scored:
+        shown = tuple(reason for reason, keep in zip(self.shown, kept, strict=True) if keep)
+        return Scored(self.best[kept], self.scores[kept], self.right[kept], self.probability[kept], shown)
 
 
 @dataclass(frozen=True)
@@ -80,35 +90,25 @@ def learn(scored: Scored, before: Array, rows: Array, target: float) -> list[Lea
         rows: of the head, those to learn.
         target: wanted precision, 0 to 1.
     """
-    if len(scored.best) < _LEAST or scored.only_queue:
+    scored = scored.telling
+    if not len(scored.best):
         return [Learned(int(row), float(before[row]), None, None, 0, "kept") for row in rows]
     order = np.argsort(-scored.scores, kind="stable")
-    scores, weights, right = scored.scores[order], scored.weights[order], scored.right[order]
-    best = scored.best[order]
+    scores = np.floor(scored.scores[order].astype(np.float64) / _STEP) * _STEP
+    weights, right, best = scored.weights[order], scored.right[order], scored.best[order]
     pooled = np.cumsum(weights * right) / np.cumsum(weights)
+    # Equal scores go live together or not at all.
+    last = np.flatnonzero(np.append(scores[:-1] > scores[1:], True))
     found = []
     for row in rows:
         mine = np.where(best == row, weights, 0.0)
+        # As many as they are worth: one picture that stands for a thousand is still one picture.
+        mine *= _effective(mine) / max(float(mine.sum()), 1e-12)
         found.append(_learned(int(row), mine, scores, right, pooled, target))
     return found
 
 
-def _learned(row: int, mine: Array, scores: Array, right: Array, pooled: Array, target: float) -> Learned:
-    """The lowest score down to which precision, joined by what all labels say (``pooled``), holds.
-
-    All arrays from the highest score to the lowest; ``mine`` is 0 for pictures of other labels.
-    """
-    precision = (np.cumsum(mine * right) + _PRIOR * pooled) / (np.cumsum(mine) + _PRIOR)
-    enough = np.flatnonzero(precision >= target)
-    last = int(enough[-1]) if len(enough) else -1
-    threshold = round(float(scores[last]) - 0.5 * 10**-_DECIMALS, _DECIMALS) if last >= 0 else NEVER
-    kept = np.arange(len(mine)) <= last
-    total, mass = float(mine.sum()), float(mine[kept].sum())
-    return Learned(
-        row=row,
-        threshold=max(threshold, 0.0),
-        precision=float((mine * right)[kept].sum() / mass) if mass else None,
-        coverage=mass / total if total else None,
-        n=int((mine > 0).sum()),
-        how="own" if total > _PRIOR else "pooled",
-    )
+def _effective(weights: Array) -> float:
+    """How many equally weighted pictures tell as much (Kish 1965)."""
+    squares = float((weights**2).sum())
+    return float(weights.sum()) ** 2 / squares if squares else 0.0

@@ -139,7 +139,7 @@ class Follower:
             self._console.print(f"正在打标 {done:,} / {total:,}")
 
     def _on_published(self, event: Event) -> None:
-        self.phase(f"已发布快照 {event['snapshot']}，正在生成日报…")
+        self.phase(f"已发布快照 {event['snapshot']}")
 
     def _on_night_done(self, event: Event) -> None:
         self._night = event
@@ -182,7 +182,7 @@ class Follower:
         done = "已回退" if event["action"] == "rollback" else "已上线"
         self._told.append(
             f"\n{done}：当前启用的模型现在是版本 {event['version']}（champion）。"
-            "从下一次打标起生效，已有的标签保持不变。"
+            "从下一次打标起生效；已有的标签由 retag_catalog（重打全库）更新。"
         )
 
     def conclude(self, dag_id: str, code: int, log_path: Path) -> None:

@@ -83,7 +83,7 @@ alias_moves = sa.Table(
     sa.Column("evidence", sa.JSON, nullable=False),
 )
 
-#: Every answer of a person there ever was, as ``schemas.ANSWERS``; triggers refuse to change or delete one.
+#: Every answer of a person there ever was, as ``records.ANSWERS``; triggers refuse to change or delete one.
 corrections = sa.Table(
     "corrections",
     metadata,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from wwts_ops.schemas import RETAGGED, TAG
+from wwts_ops.schemas import TAG, TAGS
 from wwts_ops.taxonomy import Label, Taxonomy
 
 AUTO, REVIEW, FORCED_REVIEW = "auto", "review", "forced_review"
@@ -21,7 +21,12 @@ Outcome = tuple[str, str]
 
 #: Rows ranked at once: their scores stay in a core's own memory.
 _RANKED_ROWS = 64
-_COLUMNS = pa.schema([field for field in RETAGGED if field.name != "content_sha256"])
+_COLUMNS = pa.schema(
+    [
+        TAGS.field(name)
+        for name in ("tags", "label_id", "label_zh", "confidence", "category_path", "decision", "decision_reason")
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Decider:
         return [self._decide(*row) for row in zip(scores, self._ranked(scores), top.tolist(), strict=True)]
 
     def columns(self, scores: Array) -> pa.RecordBatch:
-        """The same decisions, all at once: the columns of ``schemas.RETAGGED`` but the content, a row a row of scores.
+        """The same decisions, all at once: the columns of ``TAGS`` that say what was decided, a row a row of scores.
 
         Args:
             scores: ``float32 [n, labels]``.

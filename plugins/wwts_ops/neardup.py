@@ -2,11 +2,17 @@
 
 Similarity is the cosine of two float16 embeddings, computed in float32. Products are made in blocks, so memory stays
 flat however many vectors there are (and however many of them are alike).
+
+Few pairs are alike, and most are so unlike that a glance tells: of each vector (made one long) its part along a few
+directions is kept, and how long the rest of it is. What two rests add to a cosine is at most the product of their
+lengths, so what stays below the similarity even with that is no pair; all others are computed in full. Nothing is
+guessed: the answers are those of computing everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +47,15 @@ one chain holds 696 of the 2,936 photographs, at 0.90 it is 59, here 9.
 _ROWS, _COLUMNS = 1024, 4096
 #: float32 cosines of one and the same vector differ from 1 by less than this.
 _ROUNDING = 1e-5
+#: Of a sketch. Of 17 million pairs of 5,872 shop photographs (1,280 numbers each) 96 directions leave 0.05 % to be
+#: computed at 0.95 and 1 % at 0.85, 64 half as many again, 128 three quarters of that at a third more to multiply.
+_DIRECTIONS = 96
+#: Vectors that the directions are found from.
+_DRAWN = 1024
+#: So many times as long takes a product of two rows fetched one by one as one in a product of blocks.
+_FETCHED = 40
+#: Fetched at once: 2 MB of each side, which caches hold.
+_TOGETHER = 256
 
 
 def near(vectors: Array, references: Array, similarity: float = SIMILARITY) -> Array:
@@ -59,12 +74,13 @@ def near(vectors: Array, references: Array, similarity: float = SIMILARITY) -> A
     """
     _check(vectors, references, similarity)
     found = np.zeros(len(vectors), dtype=bool)
-    left, right = _scales(vectors), _scales(references)
+    left, right = _sides(vectors, references)
     for rows in _blocks(len(vectors), _ROWS):
-        unit = _unit(vectors, left, rows)
         for columns in _blocks(len(references), _COLUMNS):
-            products = unit @ _unit(references, right, columns).T
-            found[rows] |= (products >= similarity - _ROUNDING).any(axis=1)
+            rows = rows[~found[rows]]
+            if not len(rows):
+                break
+            found[_alike(left.at(rows), right.at(columns), similarity)[0]] = True
     return found
 
 
@@ -87,14 +103,19 @@ def copies(vectors: Array, references: Array) -> Array:
     Raises:
         WwtsError: as :func:`near`.
     """
-    linked = fresh = near(vectors, references, SAME)
-    while fresh.any():
-        rest = np.flatnonzero(~linked)
-        reached = rest[near(vectors[rest], vectors[fresh], SAME)]
-        fresh = np.zeros_like(linked)
-        fresh[reached] = True
-        linked = linked | fresh
-    return linked | near(vectors, references) | near(vectors, vectors[linked])
+    reached, linked = np.zeros((2, len(vectors)), dtype=bool)
+    fresh = references
+    while True:
+        # What is the same as any of these is reached by them too: only among that is there more to pass on.
+        rest = np.flatnonzero(~reached)
+        reached[rest[near(vectors[rest], fresh)]] = True
+        rest = np.flatnonzero(reached & ~linked)
+        same = rest[near(vectors[rest], fresh, SAME)]
+        linked[same] = True
+        # A reference that is among the vectors has passed on all it can.
+        fresh = _but(vectors[same], references)
+        if not len(fresh):
+            return reached
 
 
 def groups(vectors: Array, similarity: float = SAME) -> Array:
@@ -111,18 +132,13 @@ def groups(vectors: Array, similarity: float = SAME) -> Array:
         WwtsError: when a vector holds NaN or infinite numbers.
     """
     _check(vectors, vectors, similarity)
-    scales = _scales(vectors)
+    side, _ = _sides(vectors, vectors)
     found = np.arange(len(vectors))
     for rows in _blocks(len(vectors), _ROWS):
-        unit = _unit(vectors, scales, rows)
         # What lies left of this block was met when that was the block of rows.
-        for columns in _blocks(len(vectors), _COLUMNS, rows.start):
-            alike = unit @ _unit(vectors, scales, columns).T >= similarity - _ROUNDING
-            # Where all are alike, a pair within a group is not worth a list of millions.
-            alike &= found[rows, None] != found[None, columns]
-            first, second = np.nonzero(alike)
-            if len(first):
-                found = _merged(found, found[rows][first], found[columns][second])
+        for columns in _blocks(len(vectors), _COLUMNS, int(rows[0])):
+            first, second = _alike(side.at(rows), side.at(columns), similarity, found)
+            found = _merged(found, found[first], found[second])
     return _in_order(found)
 
 
@@ -163,10 +179,16 @@ def _merged(found: Array, first: Array, second: Array) -> Array:
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    size = int(found.max()) + 1
-    pairs = (np.ones(len(first), dtype=bool), (first, second))
+    if not len(first):
+        return found
+    concerned, place = np.unique(np.concatenate([first, second]), return_inverse=True)
+    pairs = (np.ones(len(first), dtype=bool), (place[: len(first)], place[len(first) :]))
+    size = len(concerned)
     _, number = connected_components(coo_array(pairs, shape=(size, size)), directed=False)
-    merged: Array = number.astype(np.int64)[found]
+    _, chosen = np.unique(number, return_index=True)
+    renamed = np.arange(int(found.max()) + 1)
+    renamed[concerned] = concerned[chosen[number]]
+    merged: Array = renamed[found]
     return merged
 
 
@@ -188,21 +210,150 @@ def _check(vectors: Array, references: Array, similarity: float) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Side:
+    """Some vectors of one side of a comparison: which (``int64 [n]``), all of that side, and what is known of them.
+
+    Attributes:
+        which: of ``vectors``.
+        scales: what makes each row one long, ``float32 [all, 1]``; 0 for a row of zeros.
+        sketches: ``float32 [all, directions + 1]``: the part of each (made one long) along each direction, and how long
+            the rest of it is. None where there is no use in it.
+    """
+
+    which: Array
+    vectors: Array
+    scales: Array
+    sketches: Array | None = None
+
+    def at(self, which: Array) -> _Side:
+        return _Side(which, self.vectors, self.scales, self.sketches)
+
+    @property
+    def units(self) -> Array:
+        made: Array = _floats(self.vectors[self.which])
+        made *= self.scales[self.which]
+        return made
+
+
+def _sides(vectors: Array, references: Array) -> tuple[_Side, _Side]:
+    left = _Side(np.arange(len(vectors)), vectors, _scales(vectors))
+    right = left
+    if references is not vectors:
+        right = _Side(np.arange(len(references)), references, _scales(references))
+    # To sketch a vector takes as long as to compare it with so many.
+    if min(len(vectors), len(references)) <= 4 * _DIRECTIONS or vectors.shape[1] <= 2 * _DIRECTIONS:
+        return left, right
+    directions = _directions(np.concatenate([_drawn(left).units, _drawn(right).units]))
+    sketched = _sketched(left, directions)
+    return sketched, sketched if right is left else _sketched(right, directions)
+
+
+def _drawn(side: _Side) -> Array:
+    return side.at(side.which[:: max(1, 2 * len(side.which) // _DRAWN)])
+
+
+def _directions(units: Array) -> Array:
+    """Some along which these differ most, ``float32 [d, directions]``, at right angles: by subspace iteration.
+
+    Any would do: they decide how much is left to compute, not what is found.
+    """
+    made = np.random.default_rng(0).standard_normal((units.shape[1], _DIRECTIONS)).astype(np.float32)
+    for _ in range(3):
+        made = np.linalg.qr((units.T @ (units @ made)).astype(np.float64))[0].astype(np.float32)
+    return made
+
+
+def _sketched(side: _Side, directions: Array) -> _Side:
+    made = np.empty((len(side.which), directions.shape[1] + 1), dtype=np.float32)
+    for rows in _blocks(len(side.which), _ROWS):
+        along = side.at(rows).units @ directions
+        rest = (side.scales[rows, 0] > 0) - np.einsum("nd,nd->n", along, along)
+        made[rows, :-1] = along
+        # The root of a rest of nothing, wrongly rounded, would be far off: never too short.
+        made[rows, -1] = np.sqrt(np.maximum(rest, 0) + _ROUNDING)
+    return _Side(side.which, side.vectors, side.scales, made)
+
+
+def _alike(left: _Side, right: _Side, similarity: float, groups: Array | None = None) -> tuple[Array, Array]:
+    """Finds the pairs that are at least this similar: which of the left side, and which of the right, ``int64 [k]``.
+
+    Given the ``groups`` of all vectors, only pairs of two groups: where all are alike there are millions of others.
+    """
+    whole = left.sketches is None or right.sketches is None
+    if whole:
+        maybe = left.units @ right.units.T >= similarity - _ROUNDING
+    else:
+        maybe = left.sketches[left.which] @ right.sketches[right.which].T >= similarity - 2 * _ROUNDING
+    first, second = np.divmod(np.flatnonzero(maybe), len(right.which))
+    if groups is not None:
+        apart = groups[left.which[first]] != groups[right.which[second]]
+        first, second = first[apart], second[apart]
+    if not whole:
+        sure = _sure(left, right, first, second, similarity)
+        first, second = first[sure], second[sure]
+    return left.which[first], right.which[second]
+
+
+def _sure(left: _Side, right: _Side, first: Array, second: Array, similarity: float) -> Array:
+    """Which of the pairs (rows ``first[i]`` of the one and ``second[i]`` of the other side) are so similar, in full."""
+    rows, first = _used(first, len(left.which))
+    columns, second = _used(second, len(right.which))
+    one, other = left.at(left.which[rows]).units, right.at(right.which[columns]).units
+    if len(first) * _FETCHED > len(rows) * len(columns):
+        products = (one @ other.T)[first, second]
+    else:
+        products = np.empty(len(first), dtype=np.float32)
+        for some in _blocks(len(first), _TOGETHER):
+            products[some] = np.einsum("nd,nd->n", one[first[some]], other[second[some]])
+    sure: Array = products >= similarity - _ROUNDING
+    return sure
+
+
+def _used(places: Array, size: int) -> tuple[Array, Array]:
+    """Which of ``size`` places occur, and for each given one, which of these it is."""
+    used = np.zeros(size, dtype=bool)
+    used[places] = True
+    return np.flatnonzero(used), (np.cumsum(used) - 1)[places]
+
+
+def _but(vectors: Array, references: Array) -> Array:
+    """The vectors that are not, to the bit, among the references."""
+    if vectors.dtype != references.dtype or not len(vectors):
+        return vectors
+    known = {row.tobytes() for row in references}
+    return vectors[[row.tobytes() not in known for row in vectors]]
+
+
 def _scales(vectors: Array) -> Array:
     """What makes each row one long, as ``float32 [n, 1]``; 0 for a row of zeros."""
     norms = np.empty((len(vectors), 1), dtype=np.float32)
+    finite = np.empty(len(vectors), dtype=bool)
     for rows in _blocks(len(vectors), _ROWS):
-        norms[rows] = np.linalg.norm(vectors[rows].astype(np.float32), axis=1, keepdims=True)
-    wrong = int((~np.isfinite(norms)).sum())
+        finite[rows] = np.isfinite(vectors[rows]).all(axis=1)
+        norms[rows] = np.linalg.norm(_floats(vectors[rows]), axis=1, keepdims=True)
+    wrong = int((~(finite & np.isfinite(norms[:, 0]))).sum())
     if wrong:
         raise WwtsError(f"{wrong} of {len(vectors)} embeddings hold NaN or infinite numbers; compute them again.")
     return np.divide(1, norms, out=np.zeros_like(norms), where=norms > 0)
 
 
-def _unit(vectors: Array, scales: Array, rows: slice) -> Array:
-    unit: Array = vectors[rows].astype(np.float32) * scales[rows]
-    return unit
+def _floats(vectors: Array) -> Array:
+    """As a new float32 array; NaN and infinite numbers become others.
+
+    float16 takes five times as long by ``astype``, which was half of all the time of comparing.
+    """
+    if vectors.dtype != np.float16:
+        return vectors.astype(np.float32)
+    # The sign stays in front, the rest moves to where float32 has the last bits of the exponent, and what remains is
+    # the difference of what the two count exponents from, 127 and 15.
+    bits = np.ascontiguousarray(vectors).view(np.int16).astype(np.int32)
+    bits <<= 13
+    bits &= np.int32(-0x70002000)
+    made = bits.view(np.float32)
+    made *= np.float32(2.0**112)
+    return made
 
 
-def _blocks(length: int, size: int, start: int = 0) -> Iterator[slice]:
-    return (slice(begin, min(begin + size, length)) for begin in range(start, length, size))
+def _blocks(length: int, size: int, start: int = 0) -> Iterator[Array]:
+    return (np.arange(begin, min(begin + size, length)) for begin in range(start, length, size))

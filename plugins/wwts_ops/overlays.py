@@ -16,8 +16,9 @@ import pyarrow as pa
 from wwts_ops import warehouse
 from wwts_ops.decisions import AUTO, REVIEW
 from wwts_ops.images import TRANSIENT_REASONS
+from wwts_ops.records import RETAGGED
 from wwts_ops.retags import Retag
-from wwts_ops.schemas import RETAGGED, TAGS
+from wwts_ops.schemas import TAGS
 from wwts_ops.storage import Store
 from wwts_ops.taxonomy import Taxonomy
 

@@ -22,8 +22,9 @@ from wwts_ops.overlays import Overlay
 from wwts_ops.planning import Plan
 from wwts_ops.provenance import user
 from wwts_ops.published import POINTER
+from wwts_ops.records import ANSWERS
 from wwts_ops.retags import Retag
-from wwts_ops.schemas import ANSWERS, PUBLISHED, QUARANTINE, TAGS
+from wwts_ops.schemas import PUBLISHED, QUARANTINE, TAGS
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Pointer, Store
 from wwts_ops.tagging import Shard

@@ -43,10 +43,11 @@ from wwts_ops.decisions import Decider, Decision
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.planning import Plan
 from wwts_ops.provenance import git_sha
+from wwts_ops.records import RETAGGED
 from wwts_ops.registry import CHAMPION
 from wwts_ops.retags import Retag
 from wwts_ops.runtime import Scorer
-from wwts_ops.schemas import EMBEDDINGS, PUBLISHED, RETAGGED
+from wwts_ops.schemas import EMBEDDINGS, PUBLISHED
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tagging import ordered

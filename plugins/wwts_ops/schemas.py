@@ -102,38 +102,6 @@ REVIEW_QUEUE = pa.schema(
     ]
 )
 
-#: One row an answer, oldest first; nothing is ever changed in it. What each column means: ``corrections.Answer``.
-ANSWERS = pa.schema(
-    [
-        pa.field("number", pa.int64(), nullable=False),
-        pa.field("answer_id", pa.string(), nullable=False),
-        pa.field("answered_at", pa.timestamp("us", tz="UTC"), nullable=False),
-        pa.field("answered_by", pa.string(), nullable=False),
-        pa.field("image_id", pa.string()),
-        pa.field("content_sha256", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("labels_before", pa.list_(pa.field("element", pa.string())), nullable=False),
-        pa.field("labels", pa.list_(pa.field("element", pa.string())), nullable=False),
-        pa.field("comment", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("weak", pa.bool_(), nullable=False),
-        pa.field("shown_because", pa.string(), nullable=False),
-        pa.field("sampling_probability", pa.float64()),
-        pa.field("retracts", pa.int64()),
-        pa.field("model_version", pa.string()),
-        pa.field("confidence", pa.float32()),
-    ]
-)
-
-#: One row a content that was tagged anew from its stored embedding; columns as in ``TAGS``.
-RETAGGED = pa.schema(
-    [
-        *(TAGS.field(name) for name in ("content_sha256", "tags", "label_id", "label_zh", "confidence")),
-        *(TAGS.field(name) for name in ("category_path", "decision", "decision_reason")),
-    ]
-)
-
 #: A taxonomy: names, paths and rules of every label. ``category_path`` is ``一级 > 二级 > 三级``.
 TAXONOMY = pa.schema(
     [

@@ -21,7 +21,7 @@ from wwts_ops import database
 from wwts_ops.database import corrections
 from wwts_ops.errors import WwtsError
 from wwts_ops.images import REASONS
-from wwts_ops.schemas import ANSWERS
+from wwts_ops.records import ANSWERS
 from wwts_ops.settings import Settings
 
 KINDS = ("confirm", "correct", "wrong_unknown", "reject_image", "retract")

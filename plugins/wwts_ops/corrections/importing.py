@@ -23,7 +23,7 @@ from wwts_ops.corrections.drafts import FORM, Draft, Reader
 from wwts_ops.corrections.known import Image, Known
 from wwts_ops.corrections.naming import Names
 from wwts_ops.errors import UnavailableError, WwtsError
-from wwts_ops.schemas import ANSWERS
+from wwts_ops.records import ANSWERS
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from wwts_ops import embeddings, warehouse
 from wwts_ops.corrections import LABELLED
 from wwts_ops.decisions import AUTO, FORCED_REVIEW, Decider
+from wwts_ops.records import RETAGGED
 from wwts_ops.runtime import Scorer
-from wwts_ops.schemas import PUBLISHED, RETAGGED
+from wwts_ops.schemas import PUBLISHED
 from wwts_ops.storage import Store
 from wwts_ops.tagdiff.facts import Category, Change, Count, Known, Pair, Side
 from wwts_ops.tagger import Tagger
