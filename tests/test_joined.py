@@ -178,3 +178,19 @@ class TestTagger:
         found = settings.load(store=str(cache.parent).removesuffix(".state"), backbone=SMALL)
         assert registration.embedded(found).folder == small.folder
         assert [path.name for path in cache.iterdir()] == [small.folder.name]
+
+
+def test_roots_stand_behind_all_numbers_and_the_old_head_knows_nothing_of_them() -> None:
+    plain, rooted = backbones.get("lite:lite0@128"), backbones.get("lite:lite0@128+root")
+    assert rooted.recipe.dimension == 2 * plain.recipe.dimension
+    pixels = torch.randint(0, 256, (2, 128, 128, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    weights = rooted.pretrained()
+    networks = [backbone.network() for backbone in (plain, rooted)]
+    for network in networks:
+        network.load_state_dict(weights.backbone, strict=True)
+    with torch.inference_mode():
+        without, found = (network(pixels) for network in networks)
+    assert torch.equal(found[:, :1280], without)
+    assert torch.allclose(found[:, 1280:], 2 * without.sqrt())
+    assert torch.equal(weights.head_weight[:, :1280], plain.pretrained().head_weight)
+    assert not weights.head_weight[:, 1280:].any()

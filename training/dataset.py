@@ -79,8 +79,8 @@ class Examples:
         contents: SHA-256 of each row's picture; a view has its original's.
         probability: chance that the picture was shown to a person, 0–1, nan when unknown; ``float64 [n]``.
         shown: why it was shown, such as ``audit`` or ``review``; of an imported old tag :data:`WEAK`.
-        view_of: ``int64 [n]``, the row of the original; of an original its own row. Only training has views, behind
-            all originals.
+        view_of: ``int64 [n]``, the row of the original; of an original its own row. Views stand behind all originals;
+            the audit has none.
     """
 
     vectors: Array
@@ -95,6 +95,21 @@ class Examples:
     def __len__(self) -> int:
         """Rows, views included."""
         return len(self.contents)
+
+    @property
+    def originals(self) -> Examples:
+        """Without views."""
+        kept = np.flatnonzero(self.view_of == np.arange(len(self)))
+        return Examples(
+            vectors=self.vectors[kept],
+            targets=self.targets[kept],
+            weights=self.weights[kept],
+            groups=self.groups[kept],
+            contents=tuple(self.contents[row] for row in kept),
+            probability=self.probability[kept],
+            shown=tuple(self.shown[row] for row in kept),
+            view_of=np.arange(len(kept)),
+        )
 
 
 @dataclass(frozen=True)

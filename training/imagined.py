@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from training.head import log_sum
 from wwts_ops.tagger import Tagger
 
 Array = np.ndarray[Any, Any]
@@ -43,9 +44,10 @@ def imagined(tagger: Tagger, vectors: Array, labels: Array) -> Array:
     # What no embedding is: below what is seen nowhere, above what the network cuts off.
     limits = (0.0 if vectors.min() >= 0 else -np.inf, _CEILING if told else np.inf)
     generator = np.random.default_rng(0)
-    towards = (tagger.head_weight - tagger.head_weight.mean(axis=0))[labels] * variance
+    # Without the roots, which follow from the other half.
+    towards = (tagger.head_weight - tagger.head_weight.mean(axis=0))[labels, : len(mean)] * variance
     towards /= np.maximum(np.linalg.norm(towards, axis=1, keepdims=True), 1e-9)
-    found = [mean[None]]
+    found = [_whole(tagger, mean[None])]
     for _ in range(_EACH):
         noise = np.sqrt(_POOLED * variance) * generator.standard_normal(towards.shape).astype(np.float32)
         found.append(_pushed(tagger, np.clip(mean + noise, *limits), towards, labels, limits))
@@ -58,18 +60,29 @@ def _pushed(tagger: Tagger, start: Array, towards: Array, labels: Array, limits:
     unsure = np.ones(len(labels), bool)
     for _ in range(_STEPS):
         at = np.flatnonzero(unsure)
-        logits = np.clip(start[at] + far[at, None] * towards[at], *limits) @ tagger.head_weight.T + tagger.head_bias
+        here = np.clip(start[at] + far[at, None] * towards[at], *limits)
+        logits = _whole(tagger, here) @ tagger.head_weight.T + tagger.head_bias
         own = logits[np.arange(len(at)), labels[at]]
-        unsure[at] = own - np.logaddexp.reduce(logits, axis=1) < np.log(_SURE)
+        unsure[at] = own - log_sum(logits) < np.log(_SURE)
         if not unsure.any():
             break
         far[unsure] *= _STEP
-    pushed: Array = np.clip(start + far[:, None] * towards, *limits)[~unsure]
-    return pushed
+    return _whole(tagger, np.clip(start + far[:, None] * towards, *limits)[~unsure])
+
+
+def _whole(tagger: Tagger, vectors: Array) -> Array:
+    """``vectors``, with their roots behind them where the backbone puts those there."""
+    from wwts_ops.backbones.joined import ROOT_SCALE
+
+    if vectors.shape[1] == tagger.recipe.dimension:
+        return vectors
+    return np.concatenate([vectors, np.float32(ROOT_SCALE) * np.sqrt(vectors)], axis=1)
 
 
 def _told(tagger: Tagger) -> tuple[Array, Array] | None:
     """Mean and variance of an embedding's numbers over the network's own training; None where they are not told.
+
+    Roots of numbers are left out.
 
     Of EfficientNet-Lite an embedding is the mean of ReLU6 of what its last batch normalisation gives; that is about
     normal, with the bias as its mean and the weight as its standard deviation.

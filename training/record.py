@@ -91,7 +91,7 @@ def params(made: Made) -> dict[str, object]:
         "answered_labels": len(dataset.label_ids),
         "new_labels": len(made.new_labels),
         "train_examples": len(dataset.train),
-        "validation_examples": len(dataset.validation),
+        "validation_examples": len(set(dataset.validation.contents)),
         "rehearsal_examples": len(dataset.rehearsal),
         "conflicts": len(made.conflicts),
         **{f"setting.{name}": value for name, value in order.settings.items()},
@@ -299,7 +299,7 @@ def describe(made: Made, names: Names, link: str, zone: ZoneInfo) -> str:
 
 def _facts(made: Made) -> Iterable[tuple[str, str]]:
     dataset = made.dataset
-    yield "训练 / 验证", f"{len(set(dataset.train.contents)):,} 张 / {len(dataset.validation):,} 张"
+    yield "训练 / 验证", f"{len(set(dataset.train.contents)):,} 张 / {len(set(dataset.validation.contents)):,} 张"
     yield "标签", f"{len(made.trained.head.label_ids):,} 个，新增 {len(made.new_labels):,} 个"
     yield "互相矛盾或可疑的答案", f"{len(made.conflicts):,} 处"
     for name, title in _MEASURES.items():

@@ -183,7 +183,7 @@ def build_dataset(settings: Settings, order: Order) -> None:
         training=order.training,
         labels=len(made.label_ids),
         train=len(set(made.train.contents)),
-        validation=len(made.validation),
+        validation=len(set(made.validation.contents)),
         rehearsal=len(made.rehearsal),
         excluded=made.excluded,
         conflicts=len(made.conflicts),

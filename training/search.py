@@ -22,9 +22,7 @@ class Chosen:
     """What was chosen, and by what.
 
     Attributes:
-        shrinkage: the largest whose accuracy is within one standard error of the best: pictures of tomorrow are less
-            like those of today than one fold is like another (the rule of Breiman et al. 1984, "Classification and
-            Regression Trees").
+        shrinkage: the most accurate; of equal ones the largest.
         accuracies: of each shrinkage, on originals of folds that it was not fitted to; empty when there was one fold.
         unseen: ``float32 [m, k]``, what evidence with that shrinkage says of originals it was not made from.
     """
@@ -44,11 +42,7 @@ def choose(material: Material) -> Chosen:
         told = said[np.arange(len(targets)), targets] > head.NOTHING / 2
         if told.any():
             accuracies[shrinkage] = float(np.average(right[told], weights=weights[told]))
-            measured = int(told.sum())
     if not accuracies:
         return Chosen(_UNTRIED, {}, head.unseen(material, _UNTRIED))
-    best = max(accuracies.values())
-    error = np.sqrt(best * (1 - best) / measured)
-    shrinkage = max(each for each, accuracy in accuracies.items() if accuracy >= best - error)
-    # Once more rather than four of them kept: each is as large as all embeddings.
+    shrinkage = max(accuracies, key=lambda each: (accuracies[each], each))
     return Chosen(shrinkage, accuracies, head.unseen(material, shrinkage))

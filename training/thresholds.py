@@ -24,8 +24,8 @@ _PRIOR: Final = 10.0
 _LEAST: Final = 30
 #: No score is higher: the label goes live only where the head has no doubt at all.
 NEVER: Final = 1.0
-#: Thresholds are kept with so many decimals: see ``wwts_ops.tagger``.
-_STEP: Final = 1e-6
+#: Thresholds have six decimals: see ``wwts_ops.tagger``.
+_STEPS: Final = 1e6
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,59 @@ def learn(scored: Scored, before: Array, rows: Array, target: float) -> list[Lea
     scored = scored.telling
     if not len(scored.best):
         return [Learned(int(row), float(before[row]), None, None, 0, "kept") for row in rows]
-    order = np.argsort(-scored.scores, kind="stable")
-    scores = np.floor(scored.scores[order].astype(np.float64) / _STEP) * _STEP
-    weights, right, best = scored.weights[order], scored.right[order], scored.best[order]
-    pooled = np.cumsum(weights * right) / np.cumsum(weights)
-    # Equal scores go live together or not at all.
-    last = np.flatnonzero(np.append(scores[:-1] > scores[1:], True))
+    ranked = _Ranked.of(scored)
     found = []
     for row in rows:
-        mine = np.where(best == row, weights, 0.0)
+        mine = np.where(ranked.best == row, ranked.weights, 0.0)
         # As many as they are worth: one picture that stands for a thousand is still one picture.
-        mine *= _effective(mine) / max(float(mine.sum()), 1e-12)
-        found.append(_learned(int(row), mine, scores, right, pooled, target))
+        mine *= _effective(mine) / max(float(mine.sum()), 1e-300)
+        found.append(_learned(int(row), mine, ranked, target))
     return found
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Pictures from the highest score to the lowest.
+
+    ``pooled``: precision of all down to each; ``last``: the last one of each score, because equal scores go live
+    together or not at all.
+    """
+
+    best: Array
+    scores: Array
+    weights: Array
+    right: Array
+    pooled: Array
+    last: Array
+
+    @classmethod
+    def of(cls, scored: Scored) -> _Ranked:
+        order = np.argsort(-scored.scores, kind="stable")
+        scores = np.floor(scored.scores[order].astype(np.float64) * _STEPS) / _STEPS
+        weights, right = scored.weights[order], scored.right[order]
+        pooled = np.cumsum(weights * right) / np.cumsum(weights)
+        last = np.flatnonzero(np.append(scores[:-1] > scores[1:], True))
+        return cls(scored.best[order], scores, weights, right, pooled, last)
+
+
+def _learned(row: int, mine: Array, ranked: _Ranked, target: float) -> Learned:
+    """The lowest score down to which precision, joined by what all labels say, holds.
+
+    ``mine``: what each picture counts, 0 for those of other labels.
+    """
+    summed, right = np.cumsum(mine), np.cumsum(mine * ranked.right)
+    precision = (right + _PRIOR * ranked.pooled) / (summed + _PRIOR)
+    enough = ranked.last[precision[ranked.last] >= target]
+    end = int(enough[-1]) if len(enough) else None
+    mass = float(summed[end]) if end is not None else 0.0
+    return Learned(
+        row=row,
+        threshold=float(ranked.scores[end]) if end is not None else NEVER,
+        precision=float(right[end]) / mass if mass else None,
+        coverage=mass / float(summed[-1]) if summed[-1] else None,
+        n=int((mine > 0).sum()),
+        how="own" if summed[-1] > _PRIOR else "pooled",
+    )
 
 
 def _effective(weights: Array) -> float:

@@ -8,7 +8,7 @@ What is registered has learned from the validation too; what is reported was mea
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -63,7 +63,7 @@ def train(dataset: Dataset, base: Tagger, settings: Settings, seed: int) -> Trai
     """Trains a head that keeps what ``base`` knows.
 
     Args:
-        dataset: views of answered pictures among ``train`` are welcome.
+        dataset: views of answered pictures are welcome.
         base: whose backbone made the embeddings.
         settings: ``target_precision``.
         seed: only kept with the result: nothing here is drawn by it, and learning curves use seeds of their own.
@@ -76,16 +76,18 @@ def train(dataset: Dataset, base: Tagger, settings: Settings, seed: int) -> Trai
             "No answer is left to train from: all are held out, contradict each other or lack their picture; "
             f"{dict(dataset.excluded)}."
         )
-    # Copies: a fitted head's thresholds are written to.
-    old = Head(base.label_ids, base.thresholds.copy(), base.head_weight, base.head_bias)
+    if not len(dataset.rehearsal):
+        dataset = replace(dataset, rehearsal=dataset.train.vectors[:0])
+    old = Head(base.label_ids, base.thresholds, base.head_weight, base.head_bias)
     background = _background(base, dataset)
     first = _fitted(dataset, [dataset.train], old, background, settings, None)
     log.info("head_searched", shrinkage=first.shrinkage, accuracies=first.accuracies, **vars(first.calibration))
-    checked = len(dataset.validation) > 0
-    measured = _scored(first.head, dataset, dataset.validation) if checked else first.measured
+    asked = dataset.validation.originals
+    checked = len(asked) > 0
+    measured = _scored(first.head, dataset, asked) if checked else first.measured
     found = _measures(measured, first.head)
     log.info("head_measured", on="validation" if checked else "folds", **found)
-    points = curve.learn(first.material, *_of_labels(first.material, dataset, dataset.validation), first.shrinkage)
+    points = curve.learn(first.material, *_of_labels(first.material, dataset, asked), first.shrinkage)
     parts = [dataset.train, *([dataset.validation] if checked else [])]
     final = _fitted(dataset, parts, old, background, settings, first.shrinkage) if checked else first
     return Trained(
@@ -219,7 +221,7 @@ def _unseen(
 
 def _best(logits: Array) -> tuple[Array, Array]:
     best = logits.argmax(axis=1)
-    return best, np.exp(logits[np.arange(len(best)), best] - np.logaddexp.reduce(logits, axis=1))
+    return best, np.exp(logits[np.arange(len(best)), best] - head.log_sum(logits))
 
 
 def _scored(made: Head, dataset: Dataset, examples: Examples) -> _Measured:

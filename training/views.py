@@ -88,7 +88,7 @@ class Views:
 
 
 def extended(settings: Settings, tagger: Tagger, dataset: Dataset, views: Views | None = None) -> Dataset:
-    """``dataset`` with views of its answered training pictures, embedded where they are not stored yet.
+    """``dataset`` with views of its answered pictures but those of the audit, embedded where they are not stored yet.
 
     Imported old tags get none: nobody looked at those pictures. A view has target, weight, group, content, probability
     and reason of its original; contents without any are counted under ``no_views``.
@@ -106,13 +106,19 @@ def extended(settings: Settings, tagger: Tagger, dataset: Dataset, views: Views 
     views = Views.of(settings.training_views) if views is None else views
     if not views.kinds:
         return dataset
-    store, train = Store.of(settings), dataset.train
-    rows = np.flatnonzero([why != datasets.WEAK for why in train.shown])
-    contents = [train.contents[row] for row in rows]
-    embed(settings, tagger, contents, views)
-    found, vectors = _taken(store, tagger, views, contents)
-    excluded = {**dataset.excluded, "no_views": int((~found).sum())}
-    return replace(dataset, train=_joined(train, rows[found], vectors), excluded=excluded).sealed()
+    store = Store.of(settings)
+    # Of the validation too: once it was measured on, it is learned from. It is measured on originals alone.
+    parts = {"train": dataset.train, "validation": dataset.validation}
+    rows = {name: np.flatnonzero([why != datasets.WEAK for why in part.shown]) for name, part in parts.items()}
+    contents = {name: [part.contents[row] for row in rows[name]] for name, part in parts.items()}
+    embed(settings, tagger, [content for some in contents.values() for content in some], views)
+    without = 0
+    for name, part in parts.items():
+        found, vectors = _taken(store, tagger, views, contents[name])
+        parts[name] = _joined(part, rows[name][found], vectors)
+        without += int((~found).sum())
+    excluded = {**dataset.excluded, "no_views": without}
+    return replace(dataset, train=parts["train"], validation=parts["validation"], excluded=excluded).sealed()
 
 
 def embed(settings: Settings, tagger: Tagger, contents: Sequence[str], views: Views) -> dict[str, int]:
@@ -191,17 +197,17 @@ def _taken(store: Store, tagger: Tagger, views: Views, contents: Sequence[str]) 
     return found, taken[found]
 
 
-def _joined(train: Examples, rows: Array, vectors: Array) -> Examples:
-    """``train`` with the views ``float16 [rows, views, d]`` of ``rows`` behind it."""
-    of = np.concatenate([np.arange(len(train)), np.repeat(rows, vectors.shape[1])])
+def _joined(part: Examples, rows: Array, vectors: Array) -> Examples:
+    """``part`` with the views ``float16 [rows, views, d]`` of ``rows`` behind it."""
+    of = np.concatenate([np.arange(len(part)), np.repeat(rows, vectors.shape[1])])
     return Examples(
-        vectors=np.concatenate([train.vectors, vectors.reshape(-1, train.vectors.shape[1])]),
-        targets=train.targets[of],
-        weights=train.weights[of],
-        groups=train.groups[of],
-        contents=tuple(train.contents[row] for row in of),
-        probability=train.probability[of],
-        shown=tuple(train.shown[row] for row in of),
+        vectors=np.concatenate([part.vectors, vectors.reshape(-1, part.vectors.shape[1])]),
+        targets=part.targets[of],
+        weights=part.weights[of],
+        groups=part.groups[of],
+        contents=tuple(part.contents[row] for row in of),
+        probability=part.probability[of],
+        shown=tuple(part.shown[row] for row in of),
         view_of=of.astype(np.int64),
     )
 

@@ -43,19 +43,19 @@ product, none like one of another product. Where likeness is passed on (:func:`g
 one chain holds 696 of the 2,936 photographs, at 0.90 it is 59, here 9.
 """
 
-#: Rows and columns of one block of products: 16 MB of float32, and at most 4 million pairs at once.
-_ROWS, _COLUMNS = 1024, 4096
+#: Rows and columns of one block of products: 8 MB of float32, and at most 2 million pairs at once.
+_ROWS, _COLUMNS = 512, 4096
 #: float32 cosines of one and the same vector differ from 1 by less than this.
 _ROUNDING = 1e-5
-#: Of a sketch. Of 17 million pairs of 5,872 shop photographs (1,280 numbers each) 96 directions leave 0.05 % to be
-#: computed at 0.95 and 1 % at 0.85, 64 half as many again, 128 three quarters of that at a third more to multiply.
-_DIRECTIONS = 96
+#: Of a sketch. Of 17 million pairs of 5,872 shop photographs (1,280 numbers each) 128 directions leave 0.04 % to be
+#: computed at 0.95 and 0.7 % at 0.85; 64 leave two to three times as many, 256 half as many, at twice the work for all.
+_DIRECTIONS = 128
 #: Vectors that the directions are found from.
-_DRAWN = 1024
+_DRAWN = 512
 #: So many times as long takes a product of two rows fetched one by one as one in a product of blocks.
 _FETCHED = 40
-#: Fetched at once: 2 MB of each side, which caches hold.
-_TOGETHER = 256
+#: Fetched at once: few enough for caches to hold.
+_TOGETHER = 64
 
 
 def near(vectors: Array, references: Array, similarity: float = SIMILARITY) -> Array:
@@ -77,10 +77,7 @@ def near(vectors: Array, references: Array, similarity: float = SIMILARITY) -> A
     left, right = _sides(vectors, references)
     for rows in _blocks(len(vectors), _ROWS):
         for columns in _blocks(len(references), _COLUMNS):
-            rows = rows[~found[rows]]
-            if not len(rows):
-                break
-            found[_alike(left.at(rows), right.at(columns), similarity)[0]] = True
+            found[_alike(left.at(rows[~found[rows]]), right.at(columns), similarity)[0]] = True
     return found
 
 
@@ -181,7 +178,7 @@ def _merged(found: Array, first: Array, second: Array) -> Array:
 
     if not len(first):
         return found
-    concerned, place = np.unique(np.concatenate([first, second]), return_inverse=True)
+    concerned, place = _used(np.concatenate([first, second]), int(found.max()) + 1)
     pairs = (np.ones(len(first), dtype=bool), (place[: len(first)], place[len(first) :]))
     size = len(concerned)
     _, number = connected_components(coo_array(pairs, shape=(size, size)), directed=False)
@@ -244,13 +241,13 @@ def _sides(vectors: Array, references: Array) -> tuple[_Side, _Side]:
     # To sketch a vector takes as long as to compare it with so many.
     if min(len(vectors), len(references)) <= 4 * _DIRECTIONS or vectors.shape[1] <= 2 * _DIRECTIONS:
         return left, right
-    directions = _directions(np.concatenate([_drawn(left).units, _drawn(right).units]))
+    directions = _directions(np.concatenate([_drawn(left), _drawn(right)]))
     sketched = _sketched(left, directions)
     return sketched, sketched if right is left else _sketched(right, directions)
 
 
 def _drawn(side: _Side) -> Array:
-    return side.at(side.which[:: max(1, 2 * len(side.which) // _DRAWN)])
+    return side.at(side.which[:: max(1, 2 * len(side.which) // _DRAWN)]).units
 
 
 def _directions(units: Array) -> Array:
@@ -258,14 +255,32 @@ def _directions(units: Array) -> Array:
 
     Any would do: they decide how much is left to compute, not what is found.
     """
-    made = np.random.default_rng(0).standard_normal((units.shape[1], _DIRECTIONS)).astype(np.float32)
-    for _ in range(3):
-        made = np.linalg.qr((units.T @ (units @ made)).astype(np.float64))[0].astype(np.float32)
-    return made
+    made = np.random.default_rng(0).standard_normal((_DIRECTIONS, units.shape[1]), dtype=np.float32)
+    for _ in range(2):
+        made = _upright((made @ units.T) @ units)
+    return np.ascontiguousarray(made.T)
+
+
+def _upright(rows: Array) -> Array:
+    """Rows at right angles and one long that span the same; rows of zeros in place of those that add nothing.
+
+    By Gram and Schmidt, each taken twice against rounding. LAPACK's ``qr`` and ``eigh`` share such small work out
+    between processors, and where these are busy that took a second and more in place of some hundredths.
+    """
+    made = np.zeros(rows.shape)
+    for place, given in enumerate(rows.astype(np.float64)):
+        one, before = given.copy(), made[:place]
+        for _ in range(2):
+            one -= np.einsum("k,kd->d", np.einsum("kd,d->k", before, one), before)
+        length = np.sqrt(np.einsum("d,d->", one, one))
+        # Below this it is what rounding in float32 left of it.
+        if length > 1e-6 * np.abs(given).max(initial=0):
+            made[place] = one / length
+    return made.astype(np.float32)
 
 
 def _sketched(side: _Side, directions: Array) -> _Side:
-    made = np.empty((len(side.which), directions.shape[1] + 1), dtype=np.float32)
+    made: Array = np.empty((len(side.which), directions.shape[1] + 1), dtype=np.float32)
     for rows in _blocks(len(side.which), _ROWS):
         along = side.at(rows).units @ directions
         rest = (side.scales[rows, 0] > 0) - np.einsum("nd,nd->n", along, along)
@@ -280,16 +295,16 @@ def _alike(left: _Side, right: _Side, similarity: float, groups: Array | None = 
 
     Given the ``groups`` of all vectors, only pairs of two groups: where all are alike there are millions of others.
     """
-    whole = left.sketches is None or right.sketches is None
-    if whole:
-        maybe = left.units @ right.units.T >= similarity - _ROUNDING
+    if left.sketches is None or right.sketches is None:
+        maybe, sketched = left.units @ right.units.T >= similarity - _ROUNDING, False
     else:
-        maybe = left.sketches[left.which] @ right.sketches[right.which].T >= similarity - 2 * _ROUNDING
+        glance = left.sketches[left.which] @ right.sketches[right.which].T
+        maybe, sketched = glance >= similarity - 2 * _ROUNDING, True
     first, second = np.divmod(np.flatnonzero(maybe), len(right.which))
     if groups is not None:
         apart = groups[left.which[first]] != groups[right.which[second]]
         first, second = first[apart], second[apart]
-    if not whole:
+    if sketched:
         sure = _sure(left, right, first, second, similarity)
         first, second = first[sure], second[sure]
     return left.which[first], right.which[second]

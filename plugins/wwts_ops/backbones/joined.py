@@ -1,12 +1,15 @@
 """EfficientNet-Lite looking more than once: at several sides, mirrored, and with two networks joined.
 
 A name is ``lite:`` and the views, joined by ``+``: a network and the side in pixels that it looks at, the largest side
-first; ``flip`` at the end looks at each view mirrored too. ``lite:lite2@320`` is Lite2 at 320 pixels;
-``lite:lite2@320+lite2@260+lite0@224+flip`` looks six times at each picture, and costs accordingly.
+first; then ``flip``, which looks at each view mirrored too, and ``root``, which adds the square roots of all numbers.
+``lite:lite2@320`` is Lite2 at 320 pixels; ``lite:lite2@320+lite2@260+lite0@224+flip`` looks six times at each picture,
+and costs accordingly; ``lite:lite0@224+root`` costs what Lite0 costs, and twice the bytes.
 
 To everything else it is one network: one crop of the largest side goes in, the views are made of it inside, and their
 embeddings come out behind each other (mirrored ones averaged), each as its network gives it. A network's weights are
-there once, however many sides it looks at. A view shows what the whole crop shows, only smaller.
+there once, however many sides it looks at. A view shows what the whole crop shows, only smaller. Square roots tell a
+linear head of what is faint: learned from one shop's photographs and measured on another's, they were worth 1 to 2
+points (``python -m training.bench_accuracy``).
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from wwts_ops.errors import WwtsError
 
 FAMILY = "lite"
 _NETWORKS = {"lite0": LITE0, "lite2": LITE2}
-_FLIP = "flip"
+_FLIP, _ROOT = "flip", "root"
+#: Times the square root: then both halves of an embedding are spread about as wide.
+ROOT_SCALE = 2.0
 _VIEW = re.compile(r"(?P<network>\w+)@(?P<side>[1-9]\d{0,3})")
 #: Pixels. Below, the last feature map is a single point; above, an image takes seconds.
 _SIDES = range(64, 1025)
@@ -54,32 +59,33 @@ class Joined(Backbone):
     Attributes:
         views: in the order of their embeddings.
         flip: whether each view is looked at mirrored too.
+        root: whether the square roots of all numbers, times :data:`ROOT_SCALE`, stand behind them.
     """
 
     recipe: Recipe
     views: tuple[View, ...]
     flip: bool
+    root: bool
 
     def network(self) -> nn.Module:
         """See :meth:`Backbone.network`; the weights are those of each network once, below its name."""
-        return _Network(self.views, self.flip).eval()
+        return _Network(self.views, self.flip, self.root).eval()
 
     def pretrained(self) -> Pretrained:
         """See :meth:`Backbone.pretrained`; the head gives the mean of what the views' own heads say."""
         weights = {name: _NETWORKS[name].pretrained() for name in _names(self.views)}
         state = {f"{name}.{key}": value for name, found in weights.items() for key, value in found.backbone.items()}
         heads = [weights[view.network] for view in self.views]
-        return Pretrained(
-            state,
-            torch.cat([each.head_weight for each in heads], dim=1) / len(heads),
-            torch.stack([each.head_bias for each in heads]).mean(dim=0),
-        )
+        weight = torch.cat([each.head_weight for each in heads], dim=1) / len(heads)
+        if self.root:  # of which these heads know nothing
+            weight = torch.cat([weight, torch.zeros_like(weight)], dim=1)
+        return Pretrained(state, weight, torch.stack([each.head_bias for each in heads]).mean(dim=0))
 
 
 class _Network(nn.Module):
-    def __init__(self, views: tuple[View, ...], flip: bool) -> None:  # noqa: FBT001 (of the name)
+    def __init__(self, views: tuple[View, ...], flip: bool, root: bool) -> None:  # noqa: FBT001 (of the name)
         super().__init__()
-        self.views, self.flip = views, flip
+        self.views, self.flip, self.root = views, flip, root
         for name in _names(views):
             self.add_module(name, _NETWORKS[name].network())
         whole = views[0].side
@@ -90,7 +96,9 @@ class _Network(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """``uint8 [n, input, input, 3]`` → ``float32 [n, dimension]``."""
         whole = pixels.permute(0, 3, 1, 2).to(next(self.parameters()).dtype)
-        return torch.cat([self._view(whole, view) for view in self.views], dim=1)
+        found = torch.cat([self._view(whole, view) for view in self.views], dim=1)
+        # Means of ReLU6: never below zero.
+        return torch.cat([found, ROOT_SCALE * found.sqrt()], dim=1) if self.root else found
 
     def _view(self, whole: torch.Tensor, view: View) -> torch.Tensor:
         levels = whole
@@ -121,10 +129,12 @@ def named(member: str) -> Joined:
         WwtsError: when it is no such name, or names a network or a side that there is none of.
     """
     parts = member.split("+")
-    flip = parts[-1] == _FLIP
-    views = tuple(_view(part, member) for part in (parts[:-1] if flip else parts))
+    root = parts[-1] == _ROOT
+    parts = parts[: len(parts) - root]
+    flip = parts[-1:] == [_FLIP]
+    views = tuple(_view(part, member) for part in parts[: len(parts) - flip])
     ordered = tuple(sorted(set(views), key=lambda view: (-view.side, view.network)))
-    written = "+".join([*map(str, ordered), *[_FLIP] * flip])
+    written = "+".join([*map(str, ordered), *[_FLIP] * flip, *[_ROOT] * root])
     if not 0 < len(ordered) <= _MOST_VIEWS:
         raise WwtsError(f"{FAMILY}:{member} has {len(ordered)} views; it can be 1 to {_MOST_VIEWS}.")
     if written != member:
@@ -138,9 +148,9 @@ def named(member: str) -> Joined:
         input=side,
         mean=own.recipe.mean,
         std=own.recipe.std,
-        dimension=sum(_NETWORKS[view.network].recipe.dimension for view in ordered),
+        dimension=(1 + root) * sum(_NETWORKS[view.network].recipe.dimension for view in ordered),
     )
-    return Joined(recipe, ordered, flip)
+    return Joined(recipe, ordered, flip, root)
 
 
 def _view(text: str, member: str) -> View:
@@ -148,7 +158,7 @@ def _view(text: str, member: str) -> View:
     if found is None or found["network"] not in _NETWORKS or int(found["side"]) not in _SIDES:
         raise WwtsError(
             f"There is no backbone '{FAMILY}:{member}': {text!r} is no view. A name reads like "
-            f"{FAMILY}:lite2@320+lite0@224+flip, with networks {' and '.join(sorted(_NETWORKS))} and sides from "
+            f"{FAMILY}:lite2@320+lite0@224+flip+root, with networks {' and '.join(sorted(_NETWORKS))} and sides from "
             f"{_SIDES[0]} to {_SIDES[-1]} pixels."
         )
     return View(found["network"], int(found["side"]))
