@@ -195,7 +195,7 @@ class TestSurvey:
         """One can go back to it."""
         (key,) = expected(shop)["retags"]
         (name,) = snapshot_of(shop.store, key)
-        os.utime(shop.store.path(f"published/{name}/snapshot.json"))
+        os.utime(shop.store.path(f"published/{name}/_snapshot.json"))
         found = names(prune.survey(shop.settings, DAYS))
         assert "retags" not in found
         assert name not in found["published"]

@@ -434,7 +434,7 @@ def test_killed_anywhere_and_started_again(nights: OverlaidNights, moment: str, 
         assert one.store.read_bytes(part) == (tmp_path / "whole" / part).read_bytes()
         kept = one.store.read_json(published.kept_key(undisturbed["snapshot"]))
         assert without(kept, "published_at") == without(undisturbed, "published_at")
-    # Part, snapshot.json and pointer: each is written, renamed, and its folder written.
+    # Part, _snapshot.json and pointer: each is written, renamed, and its folder written.
     assert died == 9
 
 

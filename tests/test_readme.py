@@ -24,6 +24,10 @@ ELSEWHERE = {
     "wwts models import": "test_import.py imports checkpoints by the same command",
     "wwts run evaluate_model": "test_proof.py judges six versions through the DAG",
     "wwts run promote_model": "test_proof.py promotes, refuses and takes back through the DAG",
+    "wwts run retrain_head": "test_retrain.py trains, judges and promotes through the DAG",
+    "wwts run retag_catalog": "test_retag_dag.py tags a catalog anew through the DAG",
+    "wwts tags restore": "test_publish_retag.py goes back to a snapshot by the same command",
+    "wwts models register": "test_register.py registers the smallest backbone by the same command",
 }
 
 

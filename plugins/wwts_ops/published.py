@@ -32,7 +32,7 @@ def current(store: Store) -> Pointer | None:
 
 def kept_key(snapshot: str) -> str:
     """The store key of what the pointer says when it names ``snapshot``; written last, when the snapshot is whole."""
-    return f"published/{snapshot}/snapshot.json"
+    return f"published/{snapshot}/_snapshot.json"
 
 
 def kept(store: Store, snapshot: str) -> dict[str, Any] | None:
@@ -52,7 +52,7 @@ def _kept(store: Store, snapshot: str) -> dict[str, Any] | None:
 
 
 def keep(store: Store, pointer: Pointer) -> None:
-    """Makes it possible to go back to a snapshot that was written before snapshots had a ``snapshot.json``."""
+    """Makes it possible to go back to a snapshot that was written before snapshots had a ``_snapshot.json``."""
     key = kept_key(str(pointer.value["snapshot"]))
     if not store.exists(key):
         store.write_json(key, pointer.value)
@@ -66,7 +66,7 @@ def snapshots(store: Store) -> list[dict[str, Any]]:
     """
     pointer = current(store)
     found = {} if pointer is None else {str(pointer.value["snapshot"]): pointer.value}
-    for key in store.list("published", "/snapshot.json"):
+    for key in store.list("published", "/_snapshot.json"):
         name = key.split("/")[1]
         if name not in found and (value := _kept(store, name)) is not None:
             found[name] = value

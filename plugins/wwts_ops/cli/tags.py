@@ -8,9 +8,13 @@ from typing import Annotated
 from zoneinfo import ZoneInfo
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from wwts_ops.cli.console import out, settings
+
+#: Characters a line of a table that goes into a file or a pipe.
+_WIDE = 240
 
 app = typer.Typer(help="What is published.", no_args_is_help=True)
 
@@ -40,7 +44,9 @@ def list_snapshots() -> None:
     pointer = published.current(store)
     current = None if pointer is None else pointer.value["snapshot"]
     numbers = ("rows", "live", "pending", "answered")
-    table = Table("", "snapshot", f"published ({found.timezone})", *numbers, "model version", "taxonomy", "retag")
+    table = Table()
+    for header in ("", "snapshot", f"published ({found.timezone})", *numbers, "model version", "taxonomy", "retag"):
+        table.add_column(header, overflow="fold", no_wrap=header == "snapshot")  # to be copied whole
     for one in published.snapshots(store):
         at = datetime.fromisoformat(one["published_at"]).astimezone(zone)
         table.add_row(
@@ -52,7 +58,7 @@ def list_snapshots() -> None:
             one["taxonomy_version"],
             one.get("retag") or "",
         )
-    out.print(table)
+    (out if out.is_terminal else Console(width=_WIDE)).print(table)
 
 
 @app.command("restore")
