@@ -22,7 +22,7 @@ from wwts_ops.errors import WwtsError
 from wwts_ops.tagger import Tagger
 
 Array = np.ndarray[Any, Any]
-BLOCK = neardup._ROWS, neardup._COLUMNS
+BLOCK = {"_ROWS": neardup._ROWS, "_COLUMNS": neardup._COLUMNS, "_DIRECTIONS": neardup._DIRECTIONS}
 #: Few directions in few dimensions, so that there are copies, chains and strangers in any small set.
 SETS = npst.arrays(np.float16, st.tuples(st.integers(0, 24), st.just(3)), elements=st.integers(-3, 3).map(float))
 SIMILARITIES = st.sampled_from([0.30, 0.50, 0.72, 0.85, 0.95, 1.0])
@@ -30,11 +30,18 @@ SIMILARITIES = st.sampled_from([0.30, 0.50, 0.72, 0.85, 0.95, 1.0])
 
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks() -> Iterator[None]:
-    """Blocks of another size each way, so that small sets have many of them, and rests at the ends."""
+    """Blocks of another size each way, so that small sets have many of them, and rests at the ends; and sketches."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neardup, "_ROWS", 3)
         patch.setattr(neardup, "_COLUMNS", 5)
+        patch.setattr(neardup, "_DIRECTIONS", 1)
         yield
+
+
+@pytest.fixture
+def real_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in BLOCK.items():
+        monkeypatch.setattr(neardup, name, size)
 
 
 def cosines(vectors: Array, references: Array) -> Array:
@@ -172,18 +179,121 @@ def test_a_similarity_that_everything_or_nothing_has_is_refused(similarity: floa
         neardup.groups(np.ones((2, 3), np.float16), similarity)
 
 
-def test_memory_stays_flat_where_everything_is_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def crowds(kind: str) -> Array:
+    """1,200 vectors of 300 numbers: enough of both for sketches of the real size."""
+    chance = np.random.default_rng(11)
+    strangers = chance.standard_normal((1200, 300))
+    some = chance.integers(0, 1200, 1200)
+    if kind == "shifted":  # as embeddings are: all of them more or less on one side
+        strangers = strangers * 0.5 ** np.arange(300)[None] ** 0.3 + 0.05
+    if kind == "clusters":
+        strangers = strangers[some % 40] + chance.uniform(0.05, 0.6, (1200, 1)) * strangers
+    if kind == "identical":
+        strangers = strangers[some % 3]
+    if kind == "zeros":
+        strangers[some] = 0
+    if kind == "flat":  # nothing is left beside the directions of a sketch, but for what rounding leaves
+        strangers[:, 100:] = 0
+    if kind == "flat and steep":  # half in few directions and near each other, the rest across
+        strangers[:600, 2:] *= 1e-3
+    if kind == "uneven":
+        strangers *= 10.0 ** chance.uniform(-3, 2, (1200, 1))
+    return strangers.astype(np.float16)
+
+
+KINDS = ["strangers", "shifted", "clusters", "identical", "zeros", "flat", "flat and steep", "uneven"]
+
+
+@pytest.mark.usefixtures("real_blocks")
+@pytest.mark.parametrize("kind", KINDS)
+def test_glances_lose_and_add_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = crowds(kind)
+    some, others = vectors[:700], vectors[600:]
+    found = cosines(vectors, vectors)
+    upper = found[np.triu_indices(len(found), 1)]
+    # In the middle of the widest gap near each, so that no rounding decides.
+    for wanted in (0.3, 0.85, 0.95, 0.999):
+        close = np.sort(np.append(upper[np.abs(upper - wanted) < 1e-3], [wanted - 1e-3, min(wanted + 1e-3, 0.9999)]))
+        widest = int(np.argmax(np.diff(close)))
+        similarity = float(close[widest : widest + 2].mean()) + neardup._ROUNDING
+        expected = (found[:700, 600:] >= similarity - neardup._ROUNDING).any(axis=1)
+        assert neardup.near(some, others, similarity).tolist() == expected.tolist()
+        numbers = neardup.groups(vectors, similarity)
+        with monkeypatch.context() as patch:
+            patch.setattr(neardup, "_DIRECTIONS", len(vectors))  # no sketches
+            assert numbers.tolist() == neardup.groups(vectors, similarity).tolist()
+    plain = [neardup.copies(some, vectors[start:]).tolist() for start in (690, 1190)]
+    monkeypatch.setattr(neardup, "_DIRECTIONS", len(vectors))
+    assert plain == [neardup.copies(some, vectors[start:]).tolist() for start in (690, 1190)]
+
+
+@pytest.mark.usefixtures("real_blocks")
+def test_a_pair_at_the_very_similarity_is_found_wherever_it_points() -> None:
+    """Pairs in a plane that is among a sketch's directions, across them, or half each: the bound is then the cosine."""
+    chance = np.random.default_rng(7)
+    many = np.zeros((1200, 300), np.float32)
+    many[:, :140] = chance.standard_normal((1200, 140))
+    angle = np.arccos(np.float64(neardup.SAME))
+    for axes in ((0, 1), (0, 299), (298, 299), (299, 0)):
+        pair = np.zeros((2, 300), np.float32)
+        pair[:, axes[0]] = 1, np.cos(angle)
+        pair[1, axes[1]] = np.sin(angle)
+        everything = np.concatenate([many, pair])
+        assert neardup.groups(everything)[-1] == neardup.groups(everything)[-2]
+        assert neardup.near(everything, everything[::-1][:1000], neardup.SAME)[-2:].all()
+
+
+def test_float16_is_read_as_it_is_written() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)].reshape(2, -1)
+    for one in (every, every[:, ::3], every.T, every.astype(">f2"), every.astype(np.float32)):
+        assert np.array_equal(neardup._floats(one), one.astype(np.float32))
+        assert neardup._floats(one).dtype == np.float32
+
+
+@given(SETS, SIMILARITIES, st.data())
+def test_groups_within_a_label_are_those_of_its_rows_alone(vectors: Array, similarity: float, data: Any) -> None:
+    drawn = data.draw(st.lists(st.integers(0, 2), min_size=len(vectors), max_size=len(vectors)))
+    labels = np.array(drawn, dtype=np.int64)
+    expected: set[frozenset[int]] = set()
+    for label in set(drawn):
+        rows = np.flatnonzero(labels == label)
+        expected |= {frozenset(rows[list(part)].tolist()) for part in partition(vectors[rows], similarity)}
+    numbers = neardup.within(vectors, labels, similarity)
+    assert as_sets(numbers) == expected
+    assert list(dict.fromkeys(numbers.tolist())) == list(range(len(expected)))
+
+
+PARTITIONS = st.integers(0, 12).flatmap(
+    lambda size: st.tuples(*[st.lists(st.integers(0, 5), min_size=size, max_size=size)] * 2)
+)
+
+
+@given(PARTITIONS)
+def test_joined_groups_are_the_least_in_which_both_are_whole(pair: tuple[list[int], list[int]]) -> None:
+    first, second = (np.array(one, dtype=np.int64) for one in pair)
+    parts = [{row} for row in range(len(first))]
+    for given_groups in (first, second):
+        for part in as_sets(given_groups):
+            met = [one for one in parts if one & part]
+            parts = [one for one in parts if not one & part] + [set().union(*met)]
+    numbers = neardup.joined(first, second)
+    assert as_sets(numbers) == {frozenset(one) for one in parts}
+    assert list(dict.fromkeys(numbers.tolist())) == list(range(len(parts)))
+
+
+@pytest.mark.usefixtures("real_blocks")
+@pytest.mark.parametrize("numbers", [16, 264])
+def test_memory_stays_flat_where_everything_is_alike(numbers: int) -> None:
     """All pairs are 144 million: as float32 alone 576 MB."""
-    monkeypatch.setattr(neardup, "_ROWS", BLOCK[0])
-    monkeypatch.setattr(neardup, "_COLUMNS", BLOCK[1])
-    vectors = np.ones((12_000, 16), np.float16)
+    vectors = np.ones((12_000, numbers), np.float16)
     tracemalloc.start()
     try:
-        numbers = neardup.groups(vectors)
+        found = neardup.groups(vectors)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert not numbers.any()
+    assert not found.any()
     assert peak < 400 * 2**20
 
 

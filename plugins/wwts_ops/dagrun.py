@@ -139,7 +139,16 @@ class Follower:
             self._console.print(f"正在打标 {done:,} / {total:,}")
 
     def _on_published(self, event: Event) -> None:
-        self.phase(f"已发布快照 {event['snapshot']}")
+        self.phase(summary.published(event))
+
+    def _on_retag_surveyed(self, event: Event) -> None:
+        told = summary.retag_surveyed(event)
+        if event["dry_run"]:
+            self._told.append(f"\n{told}")
+        self.phase(told)
+
+    def _on_retag_done(self, event: Event) -> None:
+        self._told.append(summary.retag_done(event))
 
     def _on_night_done(self, event: Event) -> None:
         self._night = event
@@ -154,7 +163,7 @@ class Follower:
         self.phase(summary.dataset_ready(event))
 
     def _on_head_trained(self, event: Event) -> None:
-        self.phase(f"分类头已训练（{event['labels']:,} 个标签），正在登记…")
+        self.phase(summary.head_trained(event))
 
     def _on_training_registered(self, event: Event) -> None:
         self._told.append(summary.training_registered(event))

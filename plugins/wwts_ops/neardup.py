@@ -12,7 +12,9 @@ guessed: the answers are those of computing everything.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -44,7 +46,7 @@ one chain holds 696 of the 2,936 photographs, at 0.90 it is 59, here 9.
 """
 
 #: Rows and columns of one block of products: 8 MB of float32, and at most 2 million pairs at once.
-_ROWS, _COLUMNS = 512, 4096
+_ROWS, _COLUMNS = 1024, 2048
 #: float32 cosines of one and the same vector differ from 1 by less than this.
 _ROUNDING = 1e-5
 #: Of a sketch. Of 17 million pairs of 5,872 shop photographs (1,280 numbers each) 128 directions leave 0.04 % to be
@@ -73,12 +75,8 @@ def near(vectors: Array, references: Array, similarity: float = SIMILARITY) -> A
         WwtsError: when lengths differ, or a vector holds NaN or infinite numbers.
     """
     _check(vectors, references, similarity)
-    found = np.zeros(len(vectors), dtype=bool)
-    left, right = _sides(vectors, references)
-    for rows in _blocks(len(vectors), _ROWS):
-        for columns in _blocks(len(references), _COLUMNS):
-            found[_alike(left.at(rows[~found[rows]]), right.at(columns), similarity)[0]] = True
-    return found
+    left, right = _sides(vectors, references, min(len(vectors), len(references)))
+    return _near(left, right, similarity)
 
 
 def copies(vectors: Array, references: Array) -> Array:
@@ -100,19 +98,21 @@ def copies(vectors: Array, references: Array) -> Array:
     Raises:
         WwtsError: as :func:`near`.
     """
+    _check(vectors, references, SIMILARITY)
+    known = {row.tobytes() for row in references} if vectors.dtype == references.dtype else set()
+    # A reference that is among the vectors passes on nothing that it has not as a reference.
+    spent = np.array([row.tobytes() in known for row in vectors], dtype=bool)
+    everything, right = _sides(vectors, references, len(vectors))
     reached, linked = np.zeros((2, len(vectors)), dtype=bool)
-    fresh = references
-    while True:
-        # What is the same as any of these is reached by them too: only among that is there more to pass on.
+    while len(right.which):
         rest = np.flatnonzero(~reached)
-        reached[rest[near(vectors[rest], fresh)]] = True
+        reached[rest[_near(everything.at(rest), right, SIMILARITY)]] = True
+        # What is the same as something is reached by it too: only in there is more that passes on.
         rest = np.flatnonzero(reached & ~linked)
-        same = rest[near(vectors[rest], fresh, SAME)]
+        same = rest[_near(everything.at(rest), right, SAME)]
         linked[same] = True
-        # A reference that is among the vectors has passed on all it can.
-        fresh = _but(vectors[same], references)
-        if not len(fresh):
-            return reached
+        right = everything.at(same[~spent[same]])
+    return reached
 
 
 def groups(vectors: Array, similarity: float = SAME) -> Array:
@@ -129,7 +129,7 @@ def groups(vectors: Array, similarity: float = SAME) -> Array:
         WwtsError: when a vector holds NaN or infinite numbers.
     """
     _check(vectors, vectors, similarity)
-    side, _ = _sides(vectors, vectors)
+    side, _ = _sides(vectors, vectors, len(vectors))
     found = np.arange(len(vectors))
     for rows in _blocks(len(vectors), _ROWS):
         # What lies left of this block was met when that was the block of rows.
@@ -233,13 +233,14 @@ class _Side:
         return made
 
 
-def _sides(vectors: Array, references: Array) -> tuple[_Side, _Side]:
+def _sides(vectors: Array, references: Array, others: int) -> tuple[_Side, _Side]:
+    """Both sides of a comparison in which most are compared with so many others."""
     left = _Side(np.arange(len(vectors)), vectors, _scales(vectors))
     right = left
     if references is not vectors:
         right = _Side(np.arange(len(references)), references, _scales(references))
-    # To sketch a vector takes as long as to compare it with so many.
-    if min(len(vectors), len(references)) <= 4 * _DIRECTIONS or vectors.shape[1] <= 2 * _DIRECTIONS:
+    # To sketch a vector takes about as long as to compare it with so many.
+    if others <= 4 * _DIRECTIONS or vectors.shape[1] <= 2 * _DIRECTIONS:
         return left, right
     directions = _directions(np.concatenate([_drawn(left), _drawn(right)]))
     sketched = _sketched(left, directions)
@@ -255,39 +256,36 @@ def _directions(units: Array) -> Array:
 
     Any would do: they decide how much is left to compute, not what is found.
     """
-    made = np.random.default_rng(0).standard_normal((_DIRECTIONS, units.shape[1]), dtype=np.float32)
-    for _ in range(2):
-        made = _upright((made @ units.T) @ units)
-    return np.ascontiguousarray(made.T)
-
-
-def _upright(rows: Array) -> Array:
-    """Rows at right angles and one long that span the same; rows of zeros in place of those that add nothing.
-
-    By Gram and Schmidt, each taken twice against rounding. LAPACK's ``qr`` and ``eigh`` share such small work out
-    between processors, and where these are busy that took a second and more in place of some hundredths.
-    """
-    made = np.zeros(rows.shape)
-    for place, given in enumerate(rows.astype(np.float64)):
-        one, before = given.copy(), made[:place]
+    made = np.random.default_rng(0).standard_normal((units.shape[1], _DIRECTIONS), dtype=np.float32)
+    with _one_thread():
         for _ in range(2):
-            one -= np.einsum("k,kd->d", np.einsum("kd,d->k", before, one), before)
-        length = np.sqrt(np.einsum("d,d->", one, one))
-        # Below this it is what rounding in float32 left of it.
-        if length > 1e-6 * np.abs(given).max(initial=0):
-            made[place] = one / length
-    return made.astype(np.float32)
+            made = np.linalg.qr((units.T @ (units @ made)).astype(np.float64))[0].astype(np.float32)
+    return made
 
 
 def _sketched(side: _Side, directions: Array) -> _Side:
     made: Array = np.empty((len(side.which), directions.shape[1] + 1), dtype=np.float32)
     for rows in _blocks(len(side.which), _ROWS):
-        along = side.at(rows).units @ directions
+        units = side.at(rows).units
+        with _one_thread():
+            along = units @ directions
         rest = (side.scales[rows, 0] > 0) - np.einsum("nd,nd->n", along, along)
         made[rows, :-1] = along
         # The root of a rest of nothing, wrongly rounded, would be far off: never too short.
         made[rows, -1] = np.sqrt(np.maximum(rest, 0) + _ROUNDING)
     return _Side(side.which, side.vectors, side.scales, made)
+
+
+def _near(left: _Side, right: _Side, similarity: float) -> Array:
+    found = np.zeros(len(left.vectors), dtype=bool)
+    for rows in _blocks(len(left.which), _ROWS):
+        rest = left.which[rows]
+        for columns in _blocks(len(right.which), _COLUMNS):
+            met, _ = _alike(left.at(rest), right.at(right.which[columns]), similarity)
+            found[met] = True
+            rest = rest[~found[rest]]
+    near_any: Array = found[left.which]
+    return near_any
 
 
 def _alike(left: _Side, right: _Side, similarity: float, groups: Array | None = None) -> tuple[Array, Array]:
@@ -298,7 +296,8 @@ def _alike(left: _Side, right: _Side, similarity: float, groups: Array | None = 
     if left.sketches is None or right.sketches is None:
         maybe, sketched = left.units @ right.units.T >= similarity - _ROUNDING, False
     else:
-        glance = left.sketches[left.which] @ right.sketches[right.which].T
+        with _one_thread():
+            glance = left.sketches[left.which] @ right.sketches[right.which].T
         maybe, sketched = glance >= similarity - 2 * _ROUNDING, True
     first, second = np.divmod(np.flatnonzero(maybe), len(right.which))
     if groups is not None:
@@ -308,6 +307,19 @@ def _alike(left: _Side, right: _Side, similarity: float, groups: Array | None = 
         sure = _sure(left, right, first, second, similarity)
         first, second = first[sure], second[sure]
     return left.which[first], right.which[second]
+
+
+def _one_thread() -> AbstractContextManager[Any]:
+    """For small products: where processors are busy, threads wait ten times as long for each other as they work."""
+    limited: AbstractContextManager[Any] = _blas().limit(limits=1)
+    return limited
+
+
+@cache
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _sure(left: _Side, right: _Side, first: Array, second: Array, similarity: float) -> Array:
@@ -332,21 +344,14 @@ def _used(places: Array, size: int) -> tuple[Array, Array]:
     return np.flatnonzero(used), (np.cumsum(used) - 1)[places]
 
 
-def _but(vectors: Array, references: Array) -> Array:
-    """The vectors that are not, to the bit, among the references."""
-    if vectors.dtype != references.dtype or not len(vectors):
-        return vectors
-    known = {row.tobytes() for row in references}
-    return vectors[[row.tobytes() not in known for row in vectors]]
-
-
 def _scales(vectors: Array) -> Array:
     """What makes each row one long, as ``float32 [n, 1]``; 0 for a row of zeros."""
     norms = np.empty((len(vectors), 1), dtype=np.float32)
     finite = np.empty(len(vectors), dtype=bool)
     for rows in _blocks(len(vectors), _ROWS):
         finite[rows] = np.isfinite(vectors[rows]).all(axis=1)
-        norms[rows] = np.linalg.norm(_floats(vectors[rows]), axis=1, keepdims=True)
+        made = _floats(vectors[rows])
+        norms[rows, 0] = np.sqrt(np.einsum("nd,nd->n", made, made))
     wrong = int((~(finite & np.isfinite(norms[:, 0]))).sum())
     if wrong:
         raise WwtsError(f"{wrong} of {len(vectors)} embeddings hold NaN or infinite numbers; compute them again.")

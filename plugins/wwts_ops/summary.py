@@ -84,7 +84,16 @@ def dataset_ready(event: Mapping[str, Any]) -> str:
     """One line: what is learned from."""
     text = f"数据集：{event['labels']:,} 个标签，训练 {event['train']:,} 张，验证 {event['validation']:,} 张"
     more = f"，{event['conflicts']:,} 处答案互相矛盾或可疑" if event["conflicts"] else ""
-    return f"{text}{more}，正在训练…"
+    held = int(event["excluded"].get("held_out", 0))
+    kept = f"，{held:,} 张留作抽查或与坏例相同、相近，不参与训练" if held else ""
+    return f"{text}{kept}{more}，正在训练…"
+
+
+def head_trained(event: Mapping[str, Any]) -> str:
+    """One line: how good the new head is on what it has not seen."""
+    accuracy = event.get("validation_accuracy")
+    told = "" if accuracy is None else f"，验证集首位准确率 {accuracy:.1%}（{int(event.get('validation_n', 0)):,} 张）"
+    return f"分类头已训练：{event['labels']:,} 个标签{told}，正在登记…"
 
 
 def training_registered(event: Mapping[str, Any]) -> str:
@@ -105,6 +114,26 @@ def tags_compared(event: Mapping[str, Any]) -> str:
             f"  不再上线    {event['no_longer_live']:,}",
         )
     )
+
+
+def published(event: Mapping[str, Any]) -> str:
+    """One line: what consumers read from now on."""
+    human = f"；其中人工答案 {event['answered']:,} 张" if event.get("answered") else ""
+    release = "（试运行，暂不上线）" if event["release"] == "shadow" else ""
+    return f"已发布快照 {event['snapshot']}：已上线 {event['live']:,} 张，待上线 {event['pending']:,} 张"
+
+
+def retag_surveyed(event: Mapping[str, Any]) -> str:
+    """One line: what is to be tagged anew."""
+    missing = f"，{event['missing']:,} 张图片还没有特征向量，需要重新读图" if event["missing"] else ""
+    act = "仅预演，不写入：将" if event["dry_run"] else ""
+    return f"{act}用版本 {event['version']} 为 {event['embedded']:,} 张图片的特征向量重新打标{missing}"
+
+
+def retag_done(event: Mapping[str, Any]) -> str:
+    """One line: what was tagged anew."""
+    left = f"；{event['missing']:,} 张读不到，保留原标签" if event["missing"] else ""
+    return f"\n全库已用版本 {event['version']} 重新打标{left}。人工答案不受影响"
 
 
 def _reasons(reasons: Mapping[str, int]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from wwts_ops.corrections import Imported
+    from wwts_ops.storage import Store
     from wwts_ops.taxonomy import Taxonomy
 
 app = typer.Typer(
@@ -60,6 +61,9 @@ def import_corrections(
         print(f"wwts: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     _print_import(done, source, "old tags" if weak else "answers")
+    _print_namesakes(Store.of(found), done.labels_added)
+    if done.added and not weak:
+        out.print("Consumers read them once publish_tags has run: within minutes, or now by `wwts run publish_tags`.")
     raise typer.Exit(1 if done.refused and not done.added + done.unchanged else 0)
 
 
@@ -76,6 +80,28 @@ def _print_import(done: Imported, source: Path, noun: str) -> None:
     out.print(f"{done.added:,} {noun} added, {done.unchanged:,} rows unchanged, {rows}.")
     if done.refused:
         out.print(f"Mend the refused rows and import {source.name} again; the others stay as they are.", markup=False)
+
+
+def _print_namesakes(store: Store, added: tuple[str, ...]) -> None:
+    """Says which new labels are called what another one is called: two labels for one thing split every count."""
+    from wwts_ops import taxonomy
+
+    names = taxonomy.current(store) if added else None
+    if names is None:
+        return
+    by_name: dict[str, list[str]] = {}
+    for label in names.labels:
+        if label.enabled:
+            by_name.setdefault(label.label_zh, []).append(label.label_id)
+    for label_id in added:
+        name = names.by_id[label_id].label_zh
+        others = [other for other in by_name.get(name, []) if other != label_id]
+        if others:
+            out.print(
+                f"Note: {label_id} is called {name}, and so is {', '.join(others)}, which was there before. If they "
+                "are one thing, switch one off (wwts taxonomy set) and leave label_id empty in the next file.",
+                markup=False,
+            )
 
 
 @app.command("list")

@@ -54,7 +54,7 @@ def list_snapshots() -> None:
             one["snapshot"],
             f"{at:%Y-%m-%d %H:%M}",
             *(f"{one.get(name, 0):,}" for name in numbers),
-            one["model_version"],
+            ", ".join(sorted(one.get("model_versions") or [one["model_version"]], key=str)),
             one["taxonomy_version"],
             one.get("retag") or "",
         )
