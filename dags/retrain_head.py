@@ -24,17 +24,25 @@ FORM = {
         default=True, type="boolean", title="需要审批", description="上线前等人审批；只在“训练后上线”打开时有意义"
     ),
     "min_new_answers": Param(
-        1, type="integer", minimum=1, title="最少新答案数", description="自上次训练以来的新答案少于这个数就跳过"
+        1,
+        type="integer",
+        minimum=1,
+        title="最少新答案数",
+        description="自上次训练以来，答案有变化（含撤回）的图片少于这个数就跳过",
     ),
     "force": Param(default=False, type="boolean", title="强制训练", description="没有新答案也训练"),
     "backbone": Param(
         None,
         type=["null", "string"],
         title="骨干网络",
-        description="留空沿用当前启用的模型的骨干；换成另一个时，从它自带的分类头开始训练，缺的向量会先补齐",
+        description="留空沿用当前启用的模型的骨干；填写名称则换成它，缺的向量会先补齐。"
+        "每次都从最初的分类头开始，重新学习全部答案",
     ),
     "badcases": Param(
-        None, type=["null", "string"], title="坏例快照", description="评测要用的坏例快照的名称；留空用最新的"
+        None,
+        type=["null", "string"],
+        title="坏例快照",
+        description="评测要用的坏例快照的名称；留空用这次训练所排除的那份",
     ),
     "seed": Param(0, type="integer", minimum=0, title="随机种子", description="答案和种子相同，训练结果就相同"),
 }
@@ -49,7 +57,7 @@ def trained() -> tuple[Any, Any]:
 
         order = retrain.prepare(SETTINGS, get_current_context()["params"])
         if order is None:
-            raise AirflowSkipException("自上次训练以来没有足够的新答案，不训练")
+            raise AirflowSkipException("没有足够的新答案，或者用这些答案训练的版本已经启用：不训练")
         return order
 
     @task(**WORKER, task_display_name="整理数据集")
@@ -80,10 +88,12 @@ def judged(order: Any, version: Any) -> Any:
     """Adds the tasks of the gate, which are those of `evaluate_model`, and of the comparison; the last one."""
 
     @task(task_display_name="准备评测")
-    def evaluate(version: str) -> dict[str, Any]:
+    def evaluate(order: dict[str, Any], version: str) -> dict[str, Any]:
         from eval import evaluate as stages
 
-        return vars(stages.prepare(SETTINGS, version, get_current_context()["params"]["badcases"]))
+        # Those that were kept out of the training: a case that was added since may be one that it learned from.
+        badcases = get_current_context()["params"]["badcases"] or order["badcases"]
+        return vars(stages.prepare(SETTINGS, version, badcases))
 
     @task(**WORKER, task_display_name="准确率")
     def accuracy(evaluation: dict[str, Any]) -> None:
@@ -99,23 +109,23 @@ def judged(order: Any, version: Any) -> Any:
         stages.measure_latency(SETTINGS, stages.Order(**evaluation))
 
     @task(task_display_name="门禁")
-    def gate(order: dict[str, Any], evaluation: dict[str, Any]) -> str:
+    def gate(evaluation: dict[str, Any]) -> str:
         from training import retrain
         from wwts_ops import rollout
 
         context = get_current_context()
         asked = rollout.person(context), rollout.run(context)
-        return retrain.judge(SETTINGS, retrain.Order(**order), evaluation, *asked)
+        return retrain.judge(SETTINGS, evaluation, *asked)
 
     @task(**WORKER, task_display_name="标签变化")
-    def tag_diff(version: str) -> None:
+    def tag_diff(order: dict[str, Any], version: str) -> None:
         from training import retrain
 
-        retrain.tag_diff(SETTINGS, version)
+        retrain.tag_diff(SETTINGS, retrain.Order(**order), version)
 
-    evaluation = evaluate(version)
-    compared = tag_diff(version)
-    accuracy(evaluation) >> latency(evaluation) >> gate(order, evaluation) >> compared
+    evaluation = evaluate(order, version)
+    compared = tag_diff(order, version)
+    accuracy(evaluation) >> latency(evaluation) >> gate(evaluation) >> compared
     return compared
 
 

@@ -29,6 +29,7 @@ from wwts_ops.embeddings import KnownContents
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
+from wwts_ops.tagdiff import learned
 from wwts_ops.taxonomy import Taxonomy
 from wwts_ops.tracking import ModelVersion
 from wwts_ops.verdict import Mode, Verdict
@@ -112,7 +113,8 @@ def prepare(settings: Settings, version: str | None, badcases: str | None) -> Or
         badcases: name of a snapshot; None: the one in force.
 
     Raises:
-        WwtsError: when there is no such version, no other than the champion, no such snapshot, or no case in it.
+        WwtsError: when there is no such version, no other than the champion, no such snapshot, no case in it, or the
+            version has learned from a case.
         UnavailableError: when MLflow or the store do not answer.
     """
     champion = registry.resolve(settings, None)
@@ -122,6 +124,8 @@ def prepare(settings: Settings, version: str | None, badcases: str | None) -> Or
     snapshot = bad_cases.read(store, badcases) if badcases else bad_cases.ensure(store, names)
     if not snapshot.active:
         raise WwtsError(f"Every bad case of {snapshot.name} is retired; import some with `wwts badcases import`.")
+    if model.version != champion.version:
+        _refuse_lessons(settings, store, model, snapshot)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     return Order(
         evaluation=f"v{model.version}-vs-v{champion.version}-{snapshot.name}-{stamp}",
@@ -218,6 +222,18 @@ def judge(settings: Settings, order: Order, mode: Mode, actor: str, run: str) ->
         badcases=verdict.badcases,
     )
     return verdict
+
+
+def _refuse_lessons(settings: Settings, store: Store, model: ModelVersion, snapshot: Snapshot) -> None:
+    """What a version has learned by heart says nothing of it: such cases were curated after its training."""
+    found = learned.contents(store, learned.training_of(settings, model))
+    known = set() if found is None else set(found.to_pylist())
+    count = sum(case.content_sha256 in known for case in snapshot.active)
+    if count:
+        raise WwtsError(
+            f"{model} has learned from {count} of the {len(snapshot.active)} bad cases of {snapshot.name}, so they "
+            "cannot judge it; run retrain_head with force, which keeps them out, and evaluate that version."
+        )
 
 
 def _newest(settings: Settings, champion: ModelVersion) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 if TYPE_CHECKING:
     from night_run import FinishedNight
@@ -35,6 +36,13 @@ S3_PORTS += ("filer.port", "filer.port.grpc", "admin.port", "admin.port.grpc")
 def pytest_xdist_auto_num_workers() -> int:
     """`-n auto`: one more than cores, because tests wait for servers much of the time; each may take 2 GB of memory."""
     return min(len(os.sched_getaffinity(0)) + 1, 8)
+
+
+@pytest.fixture(autouse=True)
+def logs_of_its_own() -> Iterator[None]:
+    """A command that a test ran has sent our logs to a stream that is closed when the test ends."""
+    yield
+    structlog.reset_defaults()
 
 
 @dataclass(frozen=True)

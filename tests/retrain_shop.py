@@ -66,7 +66,7 @@ class RetrainShop:
         one_night(found)
         taxonomy.add(shop.store, "小王", [Label(label_id, name) for label_id, (_, name) in LABELS.items()])
         starter = badcases.ensure(shop.store, taxonomy.ensure(shop.store, ()))
-        badcases.import_cases(shop.store, found, shop._case_file(), "小王")
+        shop.curate(shop.cases)
         for case in starter.active:
             badcases.retire(shop.store, "小王", case.content_sha256, "有了自己的坏例")
         shop.answer(shop.catalog)
@@ -110,6 +110,10 @@ class RetrainShop:
             ],
         )
 
+    def curate(self, tiles: list[Tile]) -> None:
+        """Makes bad cases of ``tiles``."""
+        badcases.import_cases(self.store, self.settings, self._case_file(tiles), "小王")
+
     def versions(self) -> list[Any]:
         """MLflow's own entities, oldest first."""
         with tracking.connected(self.settings) as client:
@@ -134,12 +138,12 @@ class RetrainShop:
                 whole.crop((left, top, left + width, top + height)).resize((288, 288)).save(path)
             yield Tile(path, label_id)
 
-    def _case_file(self) -> Path:
+    def _case_file(self, tiles: list[Tile]) -> Path:
         target = self.folder / "坏例.csv"
         with target.open("w", encoding="utf-8-sig", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["uri", "label_id", "slice", "owner", "reason"])
-            writer.writerows([tile.path, tile.label_id, "新品", "小王", "认不出"] for tile in self.cases)
+            writer.writerows([tile.path, tile.label_id, "新品", "小王", "认不出"] for tile in tiles)
         return target
 
 

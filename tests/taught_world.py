@@ -137,8 +137,9 @@ class World:
 
 
 def material(world: World, labels: Sequence[int] | Array, seed: int = 1, **other: Any) -> Material:
-    """Answered pictures of ``labels``, with pictures of old labels as background and rehearsal."""
+    """Answered pictures of ``labels``; background are pictures of other old labels, the catalog shows all old ones."""
     made = world.examples(labels, seed)
+    others = np.setdiff1d(np.arange(world.old), labels)
     usual: dict[str, Any] = {
         "vectors": made.vectors,
         "targets": made.targets,
@@ -146,7 +147,7 @@ def material(world: World, labels: Sequence[int] | Array, seed: int = 1, **other
         "groups": made.groups,
         "originals": np.ones(len(labels), bool),
         "label_ids": tuple(world.label_ids[label] for label in np.unique(labels)),
-        "background": world.pictures(np.arange(world.old), 5),
+        "background": world.pictures(others if len(others) else np.arange(world.old), 5),
         "rehearsal": world.pictures(np.arange(world.old).repeat(3), 6),
     }
     return Material(**(usual | other))

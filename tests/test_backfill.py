@@ -13,6 +13,7 @@ from code_shelf import make_tagger
 from shard_shop import make_broken, make_photos
 
 from wwts_ops import backfill, embeddings, images, settings
+from wwts_ops.errors import UnavailableError
 from wwts_ops.runtime import OnnxEmbedder
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -95,6 +96,70 @@ def test_another_uri_of_the_same_bytes_is_enough(given: Settings, tagger: Tagger
     pairs = [(sha(whole), photos / "a0 nowhere.jpg"), (sha(whole), photos / "a3.png"), (sha(whole), whole)]
     done = backfill.embed(Store.of(given), given, tagger, wanted(*pairs), KEY, 0)
     assert (done["embedded"], done["unreadable"]) == (1, [])
+
+
+def moved_back(store: Store, key: str = KEY) -> None:
+    """As if what could not be reached had been noted yesterday."""
+    (note,) = (name for name in store.list(f"backfills/{key}", ".json") if "unreached" in name)
+    since = store.read_json(note)["since"]
+    store.write_json(note, {"since": dict.fromkeys(since, "2026-01-01")})
+
+
+def test_while_the_host_of_the_images_is_away_no_shard_is_done(
+    given: Settings, tagger: Tagger, photos: Path, tmp_path: Path
+) -> None:
+    store, host = Store.of(given), tmp_path / "host"
+    files = [path for path in sorted(photos.glob("a*.*")) if path.is_file()][:5]
+    pairs = [(sha(path), host / path.name) for path in files]
+    host.mkdir()
+    (host / files[0].name).write_bytes(files[0].read_bytes())
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="4 of 5 images of backfill"):
+            backfill.embed(store, given, tagger, wanted(*pairs), KEY, 0)
+        assert not store.exists(backfill.marker_key(KEY, 0))
+    assert backfill.missing(store, tagger.backbone_sha256, [pairs[0][0]]) == [], "what could be read is kept"
+    for path in files[1:]:
+        (host / path.name).write_bytes(path.read_bytes())
+    # Whoever asks now may want only what is missing; what the part holds stays.
+    done = backfill.embed(store, given, tagger, wanted(*pairs[1:]), KEY, 0)
+    assert (done["embedded"], done["unreadable"]) == (5, [])
+    ((contents, vectors),) = embeddings.batches(store, done["part"])
+    assert sorted(contents) == sorted(content for content, _ in pairs)
+    places = dict(zip((content for content, _ in pairs), files, strict=True))
+    assert all(
+        vector.tobytes() == by_hand(tagger, places[one]).tobytes()
+        for one, vector in zip(contents, vectors, strict=True)
+    )
+
+
+def test_what_was_away_on_an_earlier_day_holds_nothing_up(given: Settings, tagger: Tagger, photos: Path) -> None:
+    store = Store.of(given)
+    gone = [(digit * 64, photos / f"nowhere {digit}.jpg") for digit in "1234"]
+    with pytest.raises(UnavailableError):
+        backfill.embed(store, given, tagger, wanted(*gone), KEY, 0)
+    moved_back(store)
+    done = backfill.embed(store, given, tagger, wanted(*gone), KEY, 0)
+    assert {row["reason"] for row in done["unreadable"]} == {"unreadable_uri"}
+    assert store.exists(backfill.marker_key(KEY, 0))
+    # Nor does another backfill wait for them, but for others it does.
+    assert len(backfill.embed(store, given, tagger, wanted(*gone), "another", 0)["unreadable"]) == 4
+    fresh = [(digit * 64, photos / f"nowhere {digit}.jpg") for digit in "567"]
+    with pytest.raises(UnavailableError, match="3 of 7 images"):
+        backfill.embed(store, given, tagger, wanted(*gone, *fresh), "a third", 0)
+
+
+def test_a_few_dead_uris_are_always_there(given: Settings, tagger: Tagger, photos: Path) -> None:
+    gone = [(digit * 64, photos / f"nowhere {digit}.jpg") for digit in "12"]
+    whole = photos / "a5.jpg"
+    done = backfill.embed(Store.of(given), given, tagger, wanted(*gone, (sha(whole), whole)), KEY, 0)
+    assert (done["embedded"], len(done["unreadable"])) == (1, 2)
+
+
+def test_the_plan_says_which_backbone(given: Settings, tagger: Tagger, photos: Path) -> None:
+    store, whole = Store.of(given), photos / "a5.jpg"
+    backfill.embed(store, given, tagger, wanted((sha(whole), whole)), KEY, 0)
+    plan = {"date": given.today().isoformat(), "backbone_sha256": tagger.backbone_sha256}
+    assert store.read_json(backfill.plan_key(KEY)) == plan
 
 
 def test_a_shard_is_done_once_and_its_part_is_final_only_then(given: Settings, tagger: Tagger, photos: Path) -> None:

@@ -240,6 +240,19 @@ def test_json_takes_it_back(seed: int) -> None:
     assert conflicts.from_json(conflict.to_json()) == conflict
 
 
+def test_no_cell_of_the_table_is_a_formula() -> None:
+    texts = ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "＝1")
+    said = [Said(ONE, text, "correct", text, at=None, image_id=text, uri=text) for text in texts]
+    names = Taxonomy("t", tuple(Label(text, text) for text in texts))
+    data = conflicts.to_csv([Conflict("suspect", tuple(said), "=1+1", 0.25)], names)
+    rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+    assert len(rows) == len(texts)
+    for text, row in zip(texts, rows, strict=True):
+        columns = ("图片编号", "图片地址", "标签", "标签名", "回答人")
+        assert [row[name] for name in columns] == [f"'{text}"] * len(columns)
+        assert (row["更像的标签"], row["更像的标签名"], row["所给标签的概率"]) == ("'=1+1", "'=1+1", "0.25")
+
+
 def test_people_read_it_in_a_table(tmp_path: Path) -> None:
     told = found(tmp_path, ("小王", APPLE, {}), ("小李", None, {"kind": "reject_image", "reason": "corrupt"}))
     names = Taxonomy("t", (Label(APPLE, "苹果，红的", category_path="食品 > 水果"), Label(PEAR, "梨")))

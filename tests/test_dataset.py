@@ -23,7 +23,7 @@ from shard_shop import Shop
 from training import dataset, snapshot
 from training.catalog_sample import CatalogSample
 from training.dataset import WEAK, Dataset, Order
-from wwts_ops import badcases, holdout, images, neardup, registration, tagging, taxonomy
+from wwts_ops import badcases, holdout, images, neardup, publish, registration, tagging, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.tagger import Tagger
 from wwts_ops.tagging import Shard
@@ -401,6 +401,39 @@ def test_what_the_store_lacks_is_embedded_once_and_nothing_else_is_read(
     }
     shutil.rmtree(tmp_path / "货架")
     assert dataset.build(answered.settings, order, embedded_tagger).sha256 == built.sha256
+
+
+def test_copies_of_the_audit_are_known_to_a_backbone_that_never_saw_it(tmp_path: Path, embedded_tagger: Tagger) -> None:
+    """A picture of the audit that nobody answered has no embedding yet, and its answered copy must not be learned."""
+    contents = photographs(tmp_path / "货架")
+    with Image.open(_SKIMAGE / "brick.png") as opened:
+        original = opened.convert("RGB")
+    for number in range(1000):
+        file = io.BytesIO()
+        original.save(file, "JPEG", quality=85, comment=f"审计 {number}")
+        audited = images.content_sha256(file.getvalue())
+        if holdout.in_audit(audited, 0.05):
+            break
+    (tmp_path / "货架" / "审计.jpg").write_bytes(file.getvalue())
+    shop = Shop(tmp_path / "货架", tmp_path / "store", embedded_tagger)
+    shard = Shard(shop.plan(), 0)
+    tagging.tag(shop.store, shop.settings(), shard, shop.machine)
+    publish.publish(shop.store, shop.settings())
+    for key in shop.store.list("embeddings", ".parquet"):
+        shop.store.delete(key)
+    answered = AnsweredShop(tmp_path, {"device": "cpu"}, name="store")
+    taxonomy.ensure(shop.store, ())
+    answered.answers(dict.fromkeys(contents.values(), "imagenet:n07730033"))
+
+    code = registration.code_sha256()
+    base = ModelVersion("wwts-tagger", "", embedded_tagger.sha256, embedded_tagger.backbone_sha256, code)
+    built = dataset.build(
+        answered.settings, Order(snapshot.freeze(answered.settings).name, base, base.backbone_sha256), embedded_tagger
+    )
+    copied = contents["货架 brick.png.jpg"]
+    assert set(built.train.contents) == set(contents.values()) - {copied}
+    assert built.excluded == {"held_out": 1}
+    assert audited not in built.rehearsal_contents
 
 
 # ------------------------------------------------------------------ the sample of the catalog

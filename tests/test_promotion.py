@@ -284,7 +284,7 @@ class TestSummary:
             "首位准确率",
         ]
         assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
-        assert "理由：\\[x\\](http://evil) \\<b\\>" in told
+        assert "理由：\\[x\\](http://\u200bevil) \\<b\\>" in told
 
     def test_it_says_that_a_version_was_rolled_back(self, shop: Shop) -> None:
         assert "被回退" not in shop.propose("2").summary

@@ -78,6 +78,12 @@ def papers(shop: RetagShop) -> None:
     for name in FROZEN:
         store.write_bytes(f"trainings/answers/{name}.parquet", b"frozen")
     store.write_json("trainings/state.json", {"sequence": 1, "answers": 0})
+    for number in (SECOND, OTHER_BACKBONE):
+        backbone = shop.version(number).backbone_sha256
+        store.write_bytes(f"views/backbone=b{backbone[:12]}/recipe=v0123456789ab/part-a.parquet", b"views")
+        store.write_json(f"backfills/answers-{number}/plan.json", {"date": "2026-03-01", "backbone_sha256": backbone})
+    # As one of before wrote it: nobody knows which backbone it was.
+    store.write_json("backfills/answers-old/plan.json", {"date": "2026-03-01"})
     for day in ("2026-01-01", "2026-03-01"):
         store.write_bytes(f"reports/date={day}/index.html", b"<html>")
     for content in (NOBODYS, ANSWERED, BAD, WAITED_LONG_AGO):
@@ -157,7 +163,9 @@ def expected(shop: RetagShop) -> dict[str, set[str]]:
         "published": {str(told["snapshot"]) for told in published.snapshots(store)} - {str(current.value["snapshot"])},
         "retags": {other},
         "embeddings": {f"backbone=b{lost.backbone_sha256[:12]}"},
-        "backfills": {key.split("/")[1] for key in store.list("backfills", "/plan.json")},
+        "views": {f"backbone=b{lost.backbone_sha256[:12]}"},
+        "backfills": {key.split("/")[1] for key in store.list("backfills", "/plan.json")}
+        - {f"answers-{SECOND}", "answers-old"},
         "evaluations": {name for name, kept in EVALUATIONS.items() if not kept},
         "tagdiffs": {key.split("/")[1] for key in store.list("tagdiffs") if f"-{gone}-" in key},
         "trainings": {name for name, kept in (TRAININGS | FROZEN).items() if not kept},
@@ -179,9 +187,26 @@ class TestSurvey:
         assert bytes_of(shop.store) == before
 
     def test_whatever_is_young_stays(self, shop: RetagShop) -> None:
-        assert prune.survey(shop.settings, LONG_AGO.days + 1)[0].kind == "temporary files"  # those go after a day
+        old = names(prune.survey(shop.settings, LONG_AGO.days + 1))
+        assert old.keys() == {"published", "temporary files"}  # those go after a day
         aged(Path(shop.store.root), timedelta(hours=20) - LONG_AGO)
         assert prune.survey(shop.settings, 1) == ()
+
+    def test_of_older_snapshots_the_last_of_each_day_stays(self, shop: RetagShop) -> None:
+        store, noon = shop.store, datetime(2026, 3, 20, 4, tzinfo=UTC)  # in Shanghai
+        current = published.current(store)
+        assert current is not None
+        hours = {"a": 1, "b": 20, "c": 35, "d": 37, "e": 42, "f": 61, "g": 24 * 9, "h": 24 * 9 + 1}
+        for name, ago in hours.items():
+            store.write_json(published.kept_key(name), {**current.value, "snapshot": name})
+            then = (noon - timedelta(hours=ago)).timestamp()
+            os.utime(store.path(published.kept_key(name)), (then, then))
+        gone = names(prune.survey(shop.settings, 8, noon))["published"]
+        # All of the last 24 hours; b is the last of yesterday (c goes), d of the day before (e goes), f of another day;
+        # none beyond eight days.
+        assert gone & hours.keys() == {"c", "e", "g", "h"}
+        assert current.value["snapshot"] not in gone
+        assert names(prune.survey(shop.settings, 0, noon))["published"] & hours.keys() == hours.keys()
 
     @pytest.mark.parametrize("kind", ["published", "retags", "embeddings", "trainings", "evaluations"])
     def test_one_young_file_keeps_its_folder(self, shop: RetagShop, kind: str) -> None:

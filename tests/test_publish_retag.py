@@ -263,6 +263,57 @@ def test_going_back_takes_back_no_answer_and_no_night(nights: OverlaidNights) ->
     assert go(nights)["snapshot"] == value["snapshot"]
 
 
+def rolled_back(nights: OverlaidNights) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """What was published after a second night, by a version that was wrong, and after its rollback; that version."""
+    one_night(nights)
+    go(nights)
+    wrong: dict[str, tuple[str, Outcome]] = {"a": ("苹果 2", auto("错", 0.75))}
+    nights.tagged({"a": "2", "b": "1", "c": "1"}, wrong)
+    (version,) = {row["model_sha256"] for row in nights.rows_of(2).values()}
+    assert version not in {row["model_sha256"] for row in nights.rows_of(1).values()}
+    before = go(nights)
+    assert nights.states()["a"] == ("live", "错")
+    nights.retag(2, [{"苹果 2": review("疑", 0.25)}], [version])
+    after = go(nights)
+    assert nights.states()["a"] == ("pending", "梨")
+    return before, after, version
+
+
+@pytest.mark.parametrize("old_pointer", [False, True])
+def test_going_back_trusts_no_version_that_was_rolled_back_from(nights: OverlaidNights, old_pointer: bool) -> None:
+    before, after, version = rolled_back(nights)
+    if old_pointer:
+        nights.store.write_json(retags.POINTER, {"retag": after["retag"], "sequence": 9})
+    value = restored(nights, before["snapshot"])
+    assert (value["retag"], value["distrusted"]) == (None, [version])
+    assert value["snapshot"] != before["snapshot"]
+    assert nights.states() == {"a": ("pending", "梨"), "b": ("live", "梨"), "c": ("pending", None)}
+    # It stays so.
+    assert publish.refresh(nights.store, nights.settings(release="live")) is None
+    assert go(nights)["snapshot"] == value["snapshot"]
+    # And forth: that retag says so itself.
+    assert restored(nights, after["snapshot"])["snapshot"] == after["snapshot"]
+    assert restored(nights, before["snapshot"])["snapshot"] == value["snapshot"]
+
+
+def test_a_version_is_trusted_again_when_the_next_retag_says_so(nights: OverlaidNights) -> None:
+    before, _, _ = rolled_back(nights)
+    restored(nights, before["snapshot"])
+    nights.retag(2, [{"汁": auto("果汁", 0.5)}], version="78")
+    assert go(nights)["distrusted"] is None
+    assert nights.states() == {"a": ("live", "错"), "b": ("live", "梨"), "c": ("live", "果汁")}
+
+
+def test_going_back_to_a_versions_own_retag_trusts_it(nights: OverlaidNights) -> None:
+    one_night(nights)
+    made = nights.retag(1, [{"苹果": auto("苹果", 0.5)}])
+    first = go(nights)
+    nights.retag(1, [{"苹果": auto("梨", 0.5)}], [made.model_sha256], version="78")
+    go(nights)
+    assert restored(nights, first["snapshot"])["snapshot"] == first["snapshot"]
+    assert retags.standing(nights.store) == (made, ())
+
+
 def test_a_snapshot_that_is_not_whole_is_not_gone_back_to(nights: OverlaidNights) -> None:
     one_night(nights)
     first = go(nights)

@@ -21,6 +21,7 @@ from retag_shop import TAG_COLUMNS, RetagShop, make_tagger, retag
 from structlog.testing import capture_logs
 
 from wwts_ops import (
+    backfill,
     corrections,
     embeddings,
     moves,
@@ -214,7 +215,7 @@ class TestAgain:
             retags.POINTER,
             published.POINTER,
             retags.done_key(planned["retag"]),
-        } | {f"published/{entry['snapshot']}/snapshot.json" for entry in published_before.values()}
+        } | {f"published/{entry['snapshot']}/_snapshot.json" for entry in published_before.values()}
         assert {row["model_version"] for row in shop.rows().values() if row["state"] == "live"} == {"1"}
 
     def test_the_same_again_changes_nothing(self, shop: RetagShop) -> None:
@@ -373,9 +374,27 @@ class TestMissing:
         assert again["retag"] == first["retag"]
         assert retagging.survey(shop.settings, Order()) == [], "the one that is left was tried today"
 
-    def test_without_any_embedding_there_is_nothing_to_retag(self, shop: RetagShop) -> None:
+    def test_without_any_embedding_it_fails(self, shop: RetagShop) -> None:
+        """The host of the images was away, say: nobody may take that for a re-tagging with nothing to do."""
         shop.champion(shop.version(OTHER_BACKBONE))
-        assert retagging.plan(shop.settings) is None
+        contents = {row["content_sha256"] for row in shop.rows().values()}
+        with pytest.raises(WwtsError, match=rf"None of the {len(contents)} published contents has an embedding"):
+            retagging.plan(shop.settings)
+
+    def test_embeddings_of_other_contents_are_none(self, shop: RetagShop) -> None:
+        other = shop.version(OTHER_BACKBONE)
+        shop.champion(other)
+        key = embeddings.part_key(other.backbone_sha256, "2026-03-01", "f0123456789ab", 0)
+        with shop.store.writing(key) as path, EmbeddingWriter(path, other.backbone_sha256, 4) as writer:
+            writer.add("f" * 64, np.ones(4, np.float16))
+        shop.store.write_json(backfill.marker_key("f0123456789ab", 0), {})
+        with pytest.raises(WwtsError, match="run retag_catalog again"):
+            retagging.plan(shop.settings)
+
+    def test_without_anything_published_there_is_nothing_to_retag(
+        self, clean_environment: None, template: RetagShop, tmp_path: Path
+    ) -> None:
+        assert retagging.plan(template.copied(tmp_path / "empty").settings) is None
 
 
 class TestPackedCode:
@@ -409,8 +428,8 @@ class TestPackedCode:
         cached = registry.fetch(shop.settings, shop.version(OTHER_BACKBONE)).folder
         other = tagger.load(Path(shutil.copytree(cached, tmp_path / "other")))
         shop.champion(shop.add(other, mirrored))
-        with capture_logs() as events:
-            assert retag(shop.settings) is None
+        with capture_logs() as events, pytest.raises(WwtsError, match="published contents has an embedding"):
+            retag(shop.settings)
         reasons = {event["reason"] for event in events if event["event"] == "content_not_embedded"}
         assert reasons == {"changed"}, "its code hashes otherwise, and ours does not know"
 

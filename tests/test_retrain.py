@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -12,19 +13,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dag_chain
+import numpy as np
 import pytest
 from code_shelf import environment
 from PIL import Image
 from retrain_shop import LABELS, RetrainShop, patient_rules
 from test_dags import parsed
 
-from training import retrain, snapshot
-from wwts_ops import badcases, holdout, settings, tracking
+from eval import evaluate
+from training import lineage, retrain, snapshot
+from wwts_ops import badcases, corrections, holdout, promotion, registry, settings, tracking
 from wwts_ops.errors import WwtsError
 from wwts_ops.tagger import Tagger
 from wwts_ops.verdict import TAG, Verdict
@@ -35,6 +39,8 @@ GO = {"promote": True, "require_approval": False}
 FORM = {"force": False, "min_new_answers": 1, "backbone": None, "seed": 0}
 #: The embedded default, and the version that the DAG trains, twice.
 DEFAULT, TRAINED = "1", "2"
+#: The label whose answers are taken back after the promotion.
+TAKEN_BACK = "shop:launch"
 TESTS = Path(__file__).parent
 
 
@@ -223,35 +229,157 @@ def stage(shop: RetrainShop, name: str, order: retrain.Order, at: int, moment: s
     return subprocess.run(command, env=env, capture_output=True, check=False).returncode
 
 
-def test_killed_in_any_stage_and_started_again_it_ends_the_same(story: Story) -> None:
+@dataclass(frozen=True)
+class Second:
+    """A training after the promotion, from answers of which those of one label were taken back."""
+
+    shop: RetrainShop
+    order: retrain.Order
+    version: str
+
+
+@pytest.fixture(scope="module")
+def second(story: Story) -> Second:
+    """Killed in its first stages and started again; nobody has judged its version."""
     shop, found = story.shop, story.shop.settings
-    ordered = retrain.prepare(found, {**FORM, "force": True, "seed": 7})
-    assert ordered is not None
-    order = retrain.Order(**ordered)
-    assert order.base_version == TRAINED
+    corrections.retract(found, [tile.content for tile in shop.catalog if tile.label_id == TAKEN_BACK], "小李")
+    order = retrain.Order(**(retrain.prepare(found, FORM) or {}))
     assert stage(shop, "build_dataset", order, 2, "after") == -signal.SIGKILL
     retrain.build_dataset(found, order)
-    # Every file is three changes: the suspects' list is there, then the head, and no marker yet.
-    assert stage(shop, "train", order, 5, "after") == -signal.SIGKILL
+    # A file is three changes: the head is there, and no marker yet.
+    assert stage(shop, "train", order, 3, "after") == -signal.SIGKILL
     assert not shop.store.exists(order.key("trained.json"))
-    head = shop.store.read_bytes(order.key("head.safetensors"))
+    (head,) = heads(shop, order)
     retrain.train(found, order)
-    assert shop.store.read_bytes(order.key("head.safetensors")) == head
-    assert retrain.register(found, order) == retrain.register(found, order)
-    trained = [entry for entry in shop.versions() if entry.tags.get("training") == order.training]
-    assert len(trained) == 1
-    assert snapshot.used(shop.store) == order.latest
+    assert heads(shop, order) == [head]
+    return Second(shop, order, retrain.register(found, order))
 
 
-def test_a_training_that_was_not_judged_is_gone_on_with_and_too_few_answers_begin_none(story: Story) -> None:
+def heads(shop: RetrainShop, order: retrain.Order) -> list[str]:
+    """Keys of the heads of a training; each names its SHA-256."""
+    return [key for key in shop.store.list(f"trainings/{order.training}", ".safetensors") if "/head-" in key]
+
+
+def test_a_champion_that_learned_the_answers_is_no_start_to_learn_them_again(story: Story) -> None:
+    """From scratch, after the promotion: the same start, the same training, the same bits."""
+    shop, found, order = story.shop, story.shop.settings, story.order
+    assert shop.aliases()["champion"] == TRAINED
+    (key,) = heads(shop, order)
+    head, compared = shop.store.read_bytes(key), shop.store.read_json(order.key("compared.json"))
+    for name in shop.store.list(f"trainings/{order.training}"):
+        shop.store.delete(name)
+    again = retrain.Order(**(retrain.prepare(found, {**FORM, "force": True}) or {}))
+    assert (again.base_version, again.base_sha256, again.training) == (DEFAULT, order.base_sha256, order.training)
+    retrain.build_dataset(found, again)
+    retrain.train(found, again)
+    assert heads(shop, again) == [key]
+    assert shop.store.read_bytes(key) == head
+    assert retrain.register(found, again) == TRAINED
+    shop.store.write_json(order.key("compared.json"), compared)
+
+
+def test_what_is_live_is_not_trained_again_and_what_was_rolled_back_only_when_forced(story: Story) -> None:
+    found, force = story.shop.settings, {**FORM, "force": True}
+    assert story.shop.store.read_json(story.order.key("compared.json"))["version"] == TRAINED
+    assert retrain.prepare(found, {**force, **GO}) is None
+    promotion.rollback(found, None, "小王", "试一试", "back")
+    try:
+        # It passed and is not champion; yet somebody had a reason to go back.
+        assert retrain.prepare(found, {**FORM, **GO}) is None
+        assert retrain.prepare(found, {**force, **GO}) is not None
+    finally:
+        promotion.rollback(found, TRAINED, "小王", "试过了", "forth")
+
+
+def test_a_training_that_was_not_compared_is_gone_on_with_and_too_few_answers_begin_none(story: Story) -> None:
     shop, found = story.shop, story.shop.settings
     begun = retrain.prepare(found, {**FORM, "force": True, "seed": 9})
     assert begun is not None
     few = {**FORM, "min_new_answers": 50}
-    assert retrain.prepare(found, few) is None
+    assert retrain.prepare(found, {**few, "seed": 8}) is None
     assert retrain.prepare(found, {**few, "seed": 9}) == begun
-    shop.store.write_json(retrain.Order(**begun).key("judged.json"), {})
+    shop.store.write_json(retrain.Order(**begun).key("compared.json"), {"version": "99"})
     assert retrain.prepare(found, {**few, "seed": 9}) is None
+
+
+def test_the_start_of_a_line_of_trainings_is_found_or_said_to_be_gone(story: Story) -> None:
+    found = story.shop.settings.model_copy(update={"model_name": "line"})
+    first, after = {"model_sha256": "a", "backbone_sha256": "b"}, {"backbone_sha256": "b"}
+    lines = [
+        first,
+        {**after, "model_sha256": "c", "training.base_version": "1", "training.base_sha256": "a"},
+        {**after, "model_sha256": "d", "training.base_version": "2", "training.base_sha256": "c"},
+    ]
+    with tracking.connected(found) as client:
+        client.create_registered_model("line")
+        run = client.create_run("0").info
+        for tags in lines:
+            client.create_model_version("line", f"{run.artifact_uri}/tagger", run.run_id, tags, await_creation_for=0)
+    third = registry.resolve(found, "3")
+    assert lineage.root(found, third) == registry.resolve(found, "1")
+    assert lineage.root(found, registry.resolve(found, "1")).version == "1"
+    with tracking.connected(found) as client:
+        client.delete_model_version("line", "2")
+    with pytest.raises(WwtsError, match="Version 2 of line, which line version 3 was trained from, is no longer in"):
+        lineage.root(found, third)
+
+
+def test_what_was_taken_back_is_unlearned(story: Story, second: Second) -> None:
+    shop, order = second.shop, second.order
+    taken = [tile for tile in shop.catalog if tile.label_id == TAKEN_BACK]
+    assert order.new == len(taken)
+    assert (order.base_version, order.base_sha256) == (DEFAULT, story.order.base_sha256)
+    labels = retrain.trained(shop.store, order).head.label_ids
+    assert set(labels[1000:]) == set(LABELS) - {TAKEN_BACK}
+    assert {tile.content for tile in taken}.isdisjoint(
+        shop.store.read_bytes(order.key("contents.txt")).decode().split()
+    )
+
+
+def test_killed_in_any_stage_and_started_again_it_is_registered_once(second: Second) -> None:
+    shop, found, order = second.shop, second.shop.settings, second.order
+    assert retrain.register(found, order) == second.version
+    trained = [str(entry.version) for entry in shop.versions() if entry.tags.get("training") == order.training]
+    assert trained == [second.version]
+    assert snapshot.used(shop.store) == order.latest
+
+
+def test_of_two_heads_at_once_both_go_on_with_the_first(second: Second) -> None:
+    store, order = second.shop.store, second.order
+    first = retrain.trained(store, order)
+    late = dataclasses.replace(first.head, bias=first.head.bias + 1)
+    retrain._save(store, order, dataclasses.replace(first, head=late))
+    assert np.array_equal(retrain.trained(store, order).head.bias, first.head.bias)
+
+
+def test_of_two_datasets_at_once_one_is_whole(second: Second) -> None:
+    found = second.shop.settings
+    order = retrain.Order(**(retrain.prepare(found, {**FORM, "force": True, "seed": 5}) or {}))
+    # As if the catalog had grown between the two.
+    given = [found.model_copy(update={"rehearsal": size}) for size in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda one: retrain.build_dataset(one, order), given))
+    assert len(retrain.dataset(second.shop.store, order).rehearsal) in (1, 2)
+
+
+def test_with_promote_a_version_that_passed_goes_on_to_its_promotion(second: Second) -> None:
+    shop, found = second.shop, second.shop.settings
+    shop.store.write_json(second.order.key("compared.json"), {"version": second.version})
+    assert retrain.prepare(found, {**FORM, **GO}) is None, "nobody judged it"
+    with tracking.connected(found) as client:
+        client.set_model_version_tag(found.model_name, second.version, "gate", "passed")
+    assert retrain.prepare(found, {**FORM, **GO}) == vars(second.order)
+    assert retrain.prepare(found, FORM) is None
+
+
+def test_a_version_is_not_judged_by_what_it_learned(second: Second) -> None:
+    shop, found = second.shop, second.shop.settings
+    lesson = shop.store.read_bytes(second.order.key("contents.txt")).decode().split()[0]
+    shop.curate([tile for tile in shop.catalog if tile.content == lesson])
+    with pytest.raises(WwtsError, match=rf"version {second.version} has learned from 1 of the \d+ bad cases of b"):
+        evaluate.prepare(found, second.version, None)
+    assert evaluate.prepare(found, second.version, second.order.badcases).badcases == second.order.badcases
+    assert evaluate.prepare(found, TRAINED, None).champion_version == TRAINED
 
 
 def test_an_unknown_backbone_is_refused_by_name(story: Story) -> None:

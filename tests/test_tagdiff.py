@@ -21,7 +21,7 @@ from gate_shop import WRONG, GateShop
 from scipy.stats import norm
 from tiny_backbone import TINY
 
-from wwts_ops import settings, tagdiff, taxonomy, tracking
+from wwts_ops import settings, tagdiff, taxonomy, tracking, webpage
 from wwts_ops.embeddings import EmbeddingWriter, part_key
 from wwts_ops.errors import WwtsError
 from wwts_ops.tagdiff import Category, Change, TagDiff
@@ -269,8 +269,22 @@ def test_markdown_stays_what_it_is_whatever_a_category_is_called(scene: Scene) -
     hostile = "a|b](http://x) <img src=x> `c` **d**\n# e"
     told = tagdiff.markdown(replace(scene.diff, by_category=(Category(hostile, 1, 1, 1, 1, 1, 1),)))
     (row,) = cell_texts(told)[2:]
-    assert row[0].replace("\\", "") == hostile.replace("\n", "\ufffd")
+    assert row[0].replace("\\", "").replace("\u200b", "") == hostile.replace("\n", "\ufffd")
     assert not re.search(r"(?<!\\)[`*<\[\]#]", row[0])
+
+
+@pytest.mark.parametrize("name", ["https://evil.cn/a", "www.evil.cn", "WWW.evil.cn", "wang@evil.cn", "x www.a.cn"])
+def test_no_name_becomes_a_link_by_itself(name: str) -> None:
+    """As GitHub Flavored Markdown finds them: a scheme or www with a host behind it, an address of mail."""
+    found = re.compile(r"(?:https?://|www\.)[\w-]|\w@[\w-]", re.IGNORECASE)
+    told = webpage.cell(name)
+    assert found.search(name)
+    assert not found.search(told)
+    assert told.replace("\u200b", "") == name
+
+
+def test_no_entity_spells_a_link() -> None:
+    assert webpage.cell("https&colon;//evil.cn &#58;") == "https\\&colon;//evil.cn \\&\\#58;"
 
 
 # ------------------------------------------------------------------ on the version, and found again

@@ -11,7 +11,7 @@ import pytest
 from answered_shop import LABELS, AnsweredShop, content
 
 from training import snapshot
-from wwts_ops import corrections
+from wwts_ops import corrections, publish
 from wwts_ops.errors import WwtsError
 from wwts_ops.records import ANSWERS
 
@@ -64,6 +64,26 @@ def test_new_is_what_no_training_has_used(shop: AnsweredShop) -> None:
     shop.answer(content("四"), LABELS[0])
     shop.answer(content("五"), LABELS[0], weak=True)
     assert snapshot.freeze(shop.settings).new == 1
+
+
+def test_an_answer_that_is_taken_back_is_news_and_publishing_counts_the_same(shop: AnsweredShop) -> None:
+    given = shop.settings.model_copy(update={"retrain_answers": 1})
+    shop.answer(content("三"), LABELS[0])
+    snapshot.mark_used(shop.store, snapshot.freeze(shop.settings).latest)
+
+    def take_back(name: str, number: int) -> int | None:
+        shop.answer(content(name), None, kind="retract", retracts=number)
+        new, told = snapshot.freeze(shop.settings).new, publish.announce(shop.store, given)
+        assert (told["new"] if told else 0) == new
+        return new
+
+    assert take_back("二", 3) == 1, "the answer before it counts again"
+    assert take_back("二", 2) == 1, "one content, without an answer now"
+    assert take_back("三", 7) == 2
+    assert take_back("一", 5) == 2, "a weak label is no answer"
+    # Answered and taken back since: as if nothing had been said.
+    number = shop.answer(content("四"), LABELS[0])
+    assert take_back("四", number) == 2
 
 
 def test_the_state_never_goes_back_and_keeps_what_others_wrote(shop: AnsweredShop) -> None:

@@ -55,9 +55,7 @@ def retrain(
     chosen = settings.load(store=str(Path(tempfile.gettempdir(), "wwts-bench-models")))
     base = registration.embedded(chosen)
     before = chosen.rehearsal if rehearsal is None else rehearsal
-    data = replace(dataset(base, rows, labels, before), sha256="bench")
-    if views:
-        data = replace(data, train=_with_views(data.train, views))
+    data = with_views(dataset(base, rows, labels, before), views)
     held = peak_memory_mb()
     started, used = time.perf_counter(), time.process_time()
     trained = train.train(data, base, chosen, seed=0)
@@ -117,10 +115,12 @@ def _vectors(numbers: np.random.Generator, centres: Array, targets: Array) -> Ar
     return made
 
 
-def _with_views(examples: Examples, views: int) -> Examples:
-    """Each picture ``views`` more times, behind the originals, as training has them."""
+def with_views(data: Dataset, views: int) -> Dataset:
+    """Each picture that is trained on ``views`` more times, behind the originals, as training has them."""
+    examples = data.train
     rows = np.tile(np.arange(len(examples)), views + 1)
-    return Examples(
+    viewed = replace(
+        examples,
         vectors=examples.vectors[rows],
         targets=examples.targets[rows],
         weights=examples.weights[rows],
@@ -130,6 +130,7 @@ def _with_views(examples: Examples, views: int) -> Examples:
         shown=examples.shown * (views + 1),
         view_of=rows,
     )
+    return replace(data, train=viewed)
 
 
 if __name__ == "__main__":

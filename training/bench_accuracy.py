@@ -131,7 +131,7 @@ def learned(settings: Settings) -> tuple[Head, Tagger, datasets.Dataset, dict[st
     store = Store.of(settings)
     trained = retrain.trained(store, order)
     base = registry.fetch(settings, registry.resolve(settings, order.base_version))
-    return trained.head, base, datasets.load(store, order.key("dataset")), vars(trained), seconds
+    return trained.head, base, retrain.dataset(store, order), vars(trained), seconds
 
 
 def judged(head: Head, vectors: Array, photos: list[Photo], coarse: Mapping[int, int]) -> Outcome:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from training.places import NOWHERE, Place
-from wwts_ops import corrections, neardup
+from wwts_ops import corrections, neardup, sheets
 from wwts_ops.taxonomy import Taxonomy
 
 Array = np.ndarray[Any, Any]
@@ -298,12 +298,13 @@ def attributed(found: Iterable[Conflict], answers: pa.Table, places: Mapping[str
 
 
 def to_csv(found: Iterable[Conflict], names: Taxonomy | None) -> bytes:
-    """A row an answer, with a byte-order mark, which Chinese Excel needs."""
+    """A row an answer, with a byte-order mark, which Chinese Excel needs; no text is a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(_HEADER)
     for number, conflict in enumerate(found, 1):
-        writer.writerows(_line(number, conflict, said, names) for said in conflict.said)
+        for said in conflict.said:
+            writer.writerow(sheets.cell(value) for value in _line(number, conflict, said, names))
     return out.getvalue().encode("utf-8-sig")
 
 

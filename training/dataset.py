@@ -25,7 +25,7 @@ from eval import serving
 from training import conflicts, places, snapshot
 from training.catalog_sample import CatalogSample
 from training.conflicts import Conflict, Said
-from wwts_ops import backfill, badcases, corrections, embeddings, holdout, neardup, registry, taxonomy
+from wwts_ops import backfill, badcases, corrections, embeddings, holdout, neardup, published, registry, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -161,7 +161,7 @@ def build(settings: Settings, order: Order, base: Tagger | None = None) -> Datas
     Raises:
         WwtsError: when the order contradicts itself, nothing is left to learn from, or what the gate holds out cannot
             be told from the rest.
-        UnavailableError: when store, database or MLflow do not answer.
+        UnavailableError: when store, database or MLflow do not answer, or the host of the images is away.
     """
     if order.backbone != order.base.backbone_sha256:
         raise WwtsError(
@@ -311,25 +311,38 @@ def _label_reasons(scene: _Scene) -> list[str]:
 
 
 def _embed_missing(scene: _Scene) -> dict[str, str]:
-    """Embeds what the store lacks; content → why it could not be."""
+    """Embeds what the store lacks of the answered contents and of the audit; content → why it could not be."""
     store, settings, order = scene.store, scene.settings, scene.order
-    missing = backfill.missing(store, order.backbone, scene.contents)
+    contents = list(dict.fromkeys([*scene.contents, *_listed_audit(scene)]))
+    missing = backfill.missing(store, order.backbone, contents)
     found = places.find(store, missing)
     if not found:
         return {}
     log.info("embedding_answered", missing=len(missing), in_catalog=len(found))
-    # Of this snapshot: done again it finds the same, and what cannot be read today is tried again with the next one.
-    digest = hashlib.sha256(f"{order.snapshot}\n{order.backbone}".encode()).hexdigest()
+    # Of this snapshot and day: done again it finds the same, and what cannot be read today is tried again tomorrow.
+    bound = [order.snapshot, order.backbone, settings.today().isoformat(), *contents]
+    digest = hashlib.sha256("\n".join(bound).encode()).hexdigest()
     unread: dict[str, str] = {}
     # Cut by all contents, not by what is missing: after a kill less is, and yet each shard is about the same contents.
-    for shard, start in enumerate(range(0, len(scene.contents), _SHARD)):
-        some = [content for content in scene.contents[start : start + _SHARD] if content in found]
+    for shard, start in enumerate(range(0, len(contents), _SHARD)):
+        some = [content for content in contents[start : start + _SHARD] if content in found]
         if some:
             pairs = [(content, uri) for content in some for uri in found[content].uris]
             table = pa.table(list(zip(*pairs, strict=True)), names=["content_sha256", "uri"])
             done = backfill.embed(store, settings, scene.tagger, table, f"answers-{digest[:12]}", shard)
             unread.update({entry["content_sha256"]: entry["reason"] for entry in done["unreadable"]})
     return unread
+
+
+def _listed_audit(scene: _Scene) -> list[str]:
+    """Published contents of the audit: a copy of one is known only beside its embedding, whoever answered it or not."""
+    pointer = published.current(scene.store)
+    found: set[str] = set()
+    for key in pointer.value["parts"] if pointer else ():
+        for chunk in scene.store.read_table(key, ["content_sha256"]).column(0).chunks:
+            share = scene.settings.holdout_share
+            found.update(content for content in chunk.to_pylist() if holdout.in_audit(content, share))
+    return sorted(found)
 
 
 def _embed_bad_cases(scene: _Scene) -> None:

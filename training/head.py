@@ -30,8 +30,9 @@ _CALIBRATED: Final = 2_048
 FOLDS: Final = 5
 #: Stands for the logarithm of nothing; twice it is still a float32.
 NOTHING: Final = np.float32(-1e30)
-#: Of examples' mean squared distance from the background, so much lies within labels at the least.
-_LEAST_SPREAD: Final = 0.1
+#: Of examples' mean squared distance from the background, so much lies within labels at the least; of photographs of
+#: groceries it was 0.37.
+_LEAST_SPREAD: Final = 0.2
 #: Evidence of more than this many powers of e is as good as certain; keeps sums of squares finite.
 _MOST: Final = 1e4
 
@@ -198,11 +199,11 @@ def _evidence(sums: _Sums, background: Array, shrinkage: float) -> Evidence:
 
     centre = background.mean(axis=0, dtype=np.float64)
     covariance = sums.covariance
-    # Towards a multiple of the identity. One example a label has no spread to tell; a share of all there is stands in.
-    least = _LEAST_SPREAD * sums.scatter(centre)
-    even = max(max(float(np.trace(covariance)), least) / len(covariance), 1e-6)
+    even, diagonal = float(np.trace(covariance)) / len(covariance), np.diag_indices_from(covariance)
+    # One example a label has no spread to tell; a share of all there is stands in.
+    missing = max(_LEAST_SPREAD * sums.scatter(centre) / len(covariance) - even, 1e-6 - even, 0.0)
     covariance *= 1 - shrinkage
-    covariance[np.diag_indices_from(covariance)] += max(shrinkage, 1e-3) * even
+    covariance[diagonal] += shrinkage * even + missing
     means = sums.means
     weight = cho_solve(cho_factor(covariance, check_finite=False), (means - centre).T, check_finite=False).T
     bias = -0.5 * (weight * (means + centre)).sum(axis=1)

@@ -23,8 +23,8 @@ import structlog
 
 from eval import charts, comparison, fonts, markdown
 from eval.markdown import text
-from training import conflicts
-from wwts_ops import taxonomy, tracking
+from training import conflicts, lineage
+from wwts_ops import sheets, taxonomy, tracking
 from wwts_ops.storage import Store
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def tags(made: Made) -> dict[str, str]:
         "training.snapshot_sha256": order.snapshot_sha256,
         "training.dataset_sha256": made.dataset.sha256,
         "training.contents_sha256": made.contents_sha256,
-        "training.base_version": order.base_version,
-        "training.base_sha256": order.base_sha256,
+        lineage.BASE_VERSION: order.base_version,
+        lineage.BASE_SHA256: order.base_sha256,
         "training.badcases": order.badcases,
         "training.new_labels": str(len(made.new_labels)),
         "training.new_label_ids": shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…",
@@ -196,7 +196,7 @@ def _log_inputs(place: _Place, made: Made) -> None:
     # MLflow keeps 36 characters of a digest; the version's tags have them all.
     given = (
         (order.snapshot, order.snapshot_sha256, f"trainings/answers/{order.snapshot}.parquet"),
-        (f"{order.training} dataset", made.dataset.sha256, order.key("dataset")),
+        (f"{order.training} dataset", made.dataset.sha256, made.dataset_key),
         (f"{order.training} contents", made.contents_sha256, order.key("contents.txt")),
     )
     inputs = [
@@ -258,14 +258,8 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(out, columns, lineterminator="\r\n")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: sheets.cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue().encode("utf-8-sig")
-
-
-def _cell(value: Any) -> Any:
-    """A spreadsheet runs a text that begins like a formula (OWASP, "CSV Injection")."""
-    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
-    return f"'{value}" if risky else value
 
 
 # ------------------------------------------------------------------ the description
@@ -284,14 +278,14 @@ def describe(made: Made, names: Names, link: str, zone: ZoneInfo) -> str:
     at = datetime.fromisoformat(order.ordered_at).astimezone(zone)
     parts = [
         f"## 🎓 用人工答案训练：{text(order.training)}",
-        f"{order.answers:,} 张图有人工答案（其中新增 {order.new:,}），从版本 {text(order.base_version)} 开始；"
-        f"骨干 {text(order.backbone)}；{at:%Y-%m-%d %H:%M}",
+        f"{order.answers:,} 张图有人工答案（上次训练以来变了 {order.new:,} 张），"
+        f"从最初的版本 {text(order.base_version)} 开始；骨干 {text(order.backbone)}；{at:%Y-%m-%d %H:%M}",
         markdown.table(("", ""), _facts(made)),
         _worst(made, names),
         _added(made, names),
         f"[参数、学习曲线、混淆、各标签阈值、冲突的答案和数据指纹见这次训练的记录]({link})",
-        f"*A head trained on {order.answers:,} answers ({order.snapshot}), {len(made.new_labels)} new labels; "
-        "all about it is in the run.*",
+        f"*A head trained on {order.answers:,} answers ({order.snapshot}), starting from version "
+        f"{text(order.base_version)}, {len(made.new_labels)} labels more than that; all about it is in the run.*",
         _MARK.format(order.training),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -300,7 +294,8 @@ def describe(made: Made, names: Names, link: str, zone: ZoneInfo) -> str:
 def _facts(made: Made) -> Iterable[tuple[str, str]]:
     dataset = made.dataset
     yield "训练 / 验证", f"{len(set(dataset.train.contents)):,} 张 / {len(set(dataset.validation.contents)):,} 张"
-    yield "标签", f"{len(made.trained.head.label_ids):,} 个，新增 {len(made.new_labels):,} 个"
+    new = f"比版本 {text(made.order.base_version)} 多 {len(made.new_labels):,} 个"
+    yield "标签", f"{len(made.trained.head.label_ids):,} 个，{new}"
     yield "互相矛盾或可疑的答案", f"{len(made.conflicts):,} 处"
     for name, title in _MEASURES.items():
         value = made.trained.validation.get(name)
@@ -324,4 +319,4 @@ def _added(made: Made, names: Names) -> str:
     if not made.new_labels:
         return ""
     shown = "、".join(text(names.chinese(label), 16) for label in made.new_labels[:12])
-    return f"**新标签**：{shown}{'…' if len(made.new_labels) > 12 else ''}"
+    return f"**比版本 {text(made.order.base_version)} 新增的标签**：{shown}{'…' if len(made.new_labels) > 12 else ''}"

@@ -4,7 +4,8 @@
 
 What passes between stages is an :class:`Order` of plain values; what they make lies in the store below
 ``trainings/<training>/``. A training is named by all that it is made from, and each stage ends with a marker: killed
-anywhere and started again, it goes on where it was, and ends the same.
+anywhere and started again, it goes on where it was, and ends the same. Files are named by their SHA-256 and a marker is
+made once: of two that do the same at the same time, both go on with what the first one made.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import structlog
 
-from training import conflicts, places, views
+from training import conflicts, lineage, places, views
 from training import dataset as datasets
 from training import snapshot as snapshots
-from wwts_ops import badcases, registration, registry, taxonomy
+from wwts_ops import badcases, moves, registration, registry, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -54,8 +55,9 @@ class Order:
         snapshot_sha256: of them.
         latest: number of the newest answer among them.
         answers: contents with an answer in force.
-        new: of these, answered since the last training.
-        base_version: the version that the head starts from: the champion, or another backbone as it comes.
+        new: contents whose answer changed since the last training.
+        base_version: the version that the head starts from, which learned no answer: the one that the champion's
+            trainings began with, or another backbone as it comes.
         base_sha256: of that tagger.
         backbone: name of its backbone.
         backbone_sha256: of that backbone.
@@ -94,18 +96,16 @@ class Made:
         dataset: what was learned from.
         trained: what came of it.
         base_labels: label ids of the head that it started from.
-        contents: every content whose answer was learned from or chosen by, one SHA-256 a line.
     """
 
     order: Order
     dataset: Dataset
     trained: Trained
     base_labels: tuple[str, ...]
-    contents: bytes
 
     @property
     def new_labels(self) -> tuple[str, ...]:
-        """Labels that the head did not know before, in its order."""
+        """Labels that the head that it started from does not know, in its order."""
         known = set(self.base_labels)
         return tuple(label for label in self.trained.head.label_ids if label not in known)
 
@@ -113,6 +113,17 @@ class Made:
     def conflicts(self) -> tuple[Conflict, ...]:
         """Answers that contradict each other, then those that the training itself found suspect."""
         return (*self.dataset.conflicts, *self.trained.suspects)
+
+    @property
+    def dataset_key(self) -> str:
+        """Store key of the dataset's folder."""
+        return _dataset_key(self.order, self.dataset.sha256)
+
+    @property
+    def contents(self) -> bytes:
+        """Every content whose answer was learned from or chosen by, sorted, one SHA-256 a line; not the audit's."""
+        found = {*self.dataset.train.contents, *self.dataset.validation.contents}
+        return "".join(f"{content}\n" for content in sorted(found)).encode()
 
     @property
     def contents_sha256(self) -> str:
@@ -128,23 +139,22 @@ def prepare(settings: Settings, form: Mapping[str, Any]) -> dict[str, Any] | Non
 
     Args:
         settings: of the process.
-        form: ``force``, ``min_new_answers``, ``backbone`` (None: the champion's) and ``seed``.
+        form: ``force``, ``min_new_answers``, ``backbone`` (None: the champion's), ``seed`` and ``promote``.
 
     Returns:
         The fields of an :class:`Order`.
 
     Raises:
-        WwtsError: when there is no answer at all, or no such backbone.
+        WwtsError: when there is no answer at all, no such backbone, or no longer what the champion began with.
         UnavailableError: when database, store or MLflow do not answer.
     """
     store = Store.of(settings)
     frozen = snapshots.freeze(settings)
-    least = int(form.get("min_new_answers") or 1)
     source = _source(settings, store, form)
-    training = source.training(frozen)
-    begun = store.exists(_key(training, "order.json")) and not store.exists(_key(training, "judged.json"))
-    if frozen.new < least and not form.get("force") and not begun:
-        log.info("training_skipped", new=frozen.new, least=least, answers=frozen.answers)
+    reason = _nothing_to_do(settings, store, source.training(frozen), form, frozen.new)
+    if reason:
+        least = int(form.get("min_new_answers") or 1)
+        log.info("training_skipped", reason=reason, new=frozen.new, least=least, answers=frozen.answers)
         return None
     if not frozen.answers:
         raise WwtsError("There are no answers to train from; import some with `wwts corrections import`.")
@@ -163,21 +173,49 @@ def prepare(settings: Settings, form: Mapping[str, Any]) -> dict[str, Any] | Non
     return asdict(order)
 
 
+def _nothing_to_do(settings: Settings, store: Store, training: str, form: Mapping[str, Any], new: int) -> str | None:
+    """Why a run would do nothing; None when it has something to begin or to go on with."""
+    version = _compared(store, training)
+    if version is None and store.exists(_key(training, "order.json")):
+        return None
+    line = next((line for line in registry.versions(settings) if line.version == version), None)
+    if line and registry.CHAMPION in line.aliases:
+        return f"version {version}, trained from these answers, is champion"
+    # Not what somebody went back from: that one goes live again only when a person names it.
+    if line and form.get("promote") and line.gate == "passed" and not _was_champion(settings, line.version):
+        return None
+    if new < int(form.get("min_new_answers") or 1) and not form.get("force"):
+        return "too few new answers"
+    return None
+
+
+def _compared(store: Store, training: str) -> str | None:
+    """The version of a training that came to its end, short of a promotion; None before that."""
+    try:
+        return str(store.read_json(_key(training, "compared.json"))["version"])
+    except FileNotFoundError:
+        return None
+
+
+def _was_champion(settings: Settings, version: str) -> bool:
+    return any((move.alias, move.to_version) == (registry.CHAMPION, version) for move in moves.history(settings))
+
+
 def build_dataset(settings: Settings, order: Order) -> None:
-    """Makes what is learned from, and the list of its contents, unless they are there.
+    """Makes what is learned from, unless it is there.
 
     Raises:
         WwtsError: when the answers cannot be learned from; with the reason.
         UnavailableError: when store or MLflow do not answer.
     """
     store = Store.of(settings)
-    if not store.exists(order.key("dataset/dataset.json")):
+    if not store.exists(order.key("dataset.json")):
         base = _base(settings, order)
         wanted = datasets.Order(order.snapshot, base, order.backbone_sha256, order.seed)
         made = views.extended(settings, registry.fetch(settings, base), datasets.build(settings, wanted))
-        store.write_bytes(order.key("contents.txt"), _contents(made))
-        datasets.save(store, order.key("dataset"), made)
-    made = datasets.load(store, order.key("dataset"))
+        datasets.save(store, _dataset_key(order, made.sha256), made)
+        store.create(order.key("dataset.json"), json.dumps({"sha256": made.sha256}).encode())
+    made = dataset(store, order)
     log.info(
         "dataset_ready",
         training=order.training,
@@ -190,6 +228,20 @@ def build_dataset(settings: Settings, order: Order) -> None:
     )
 
 
+def dataset(store: Store, order: Order) -> Dataset:
+    """What is learned from.
+
+    Raises:
+        FileNotFoundError: before :func:`build_dataset`.
+        WwtsError: when it is not what was saved.
+    """
+    return datasets.load(store, _dataset_key(order, store.read_json(order.key("dataset.json"))["sha256"]))
+
+
+def _dataset_key(order: Order, sha256: str) -> str:
+    return order.key(f"dataset-{sha256[:12]}")
+
+
 def train(settings: Settings, order: Order) -> None:
     """Trains the head, unless it is there.
 
@@ -198,17 +250,16 @@ def train(settings: Settings, order: Order) -> None:
         UnavailableError: when store or MLflow do not answer.
     """
     store = Store.of(settings)
+    made = dataset(store, order)
     if not store.exists(order.key("trained.json")):
         from training import train as trainer
 
-        made = datasets.load(store, order.key("dataset"))
         base = registry.fetch(settings, _base(settings, order))
         log.info("training_started", training=order.training, labels=len(made.label_ids), examples=len(made.train))
         found = trainer.train(made, base, settings, order.seed)
-        suspects = _attributed(store, order, found.suspects)
-        datasets.save_conflicts(store, order.key("dataset"), (*made.conflicts, *suspects))
-        _save(store, order, replace(found, suspects=suspects))
+        _save(store, order, replace(found, suspects=_attributed(store, order, found.suspects)))
     found = trained(store, order)
+    datasets.save_conflicts(store, _dataset_key(order, made.sha256), (*made.conflicts, *found.suspects))
     log.info("head_trained", training=order.training, labels=len(found.head.label_ids), **_numbers(found.validation))
 
 
@@ -227,11 +278,12 @@ def register(settings: Settings, order: Order) -> str:
     base = registry.fetch(settings, _base(settings, order))
     made = Made(
         order=order,
-        dataset=datasets.load(store, order.key("dataset")),
+        dataset=dataset(store, order),
         trained=trained(store, order),
         base_labels=base.label_ids,
-        contents=store.read_bytes(order.key("contents.txt")),
     )
+    # Before there is a version: whoever measures one leaves out what it learned from.
+    store.write_bytes(order.key("contents.txt"), made.contents)
     with tempfile.TemporaryDirectory(prefix="wwts-retrain-") as folder:
         tagger = rehead(Path(folder, "tagger"), base, made.trained.head)
         model = registration.registered(settings, tagger.sha256) or registration.register(
@@ -250,12 +302,11 @@ def register(settings: Settings, order: Order) -> str:
     return model.version
 
 
-def judge(settings: Settings, order: Order, evaluation: Mapping[str, Any], actor: str, run: str) -> str:
+def judge(settings: Settings, evaluation: Mapping[str, Any], actor: str, run: str) -> str:
     """Lets the gate decide on what its own stages measured; ``passed`` or ``failed``.
 
     Args:
         settings: of the process.
-        order: whose version it is.
         evaluation: the fields of an :class:`eval.evaluate.Order`.
         actor: who asked for it.
         run: Airflow's id of the run.
@@ -265,20 +316,19 @@ def judge(settings: Settings, order: Order, evaluation: Mapping[str, Any], actor
     from eval import evaluate
 
     verdict = evaluate.judge(settings, evaluate.Order(**evaluation), "enforced", actor, run)
-    told = {"version": verdict.model_version, "passed": verdict.passed, "reasons": list(verdict.reasons)}
-    # The last thing that a training owes: until then a run without new answers goes on with it.
-    Store.of(settings).write_json(order.key("judged.json"), told)
     return "passed" if verdict.passed else "failed"
 
 
-def tag_diff(settings: Settings, version: str) -> None:
-    """Compares the version with the champion over the whole catalog.
+def tag_diff(settings: Settings, order: Order, version: str) -> None:
+    """Compares the version of a training with the champion over the whole catalog.
 
     Raises: as :func:`wwts_ops.tagdiff.build`.
     """
     from wwts_ops import tagdiff
 
     found = tagdiff.build(settings, version)
+    # The last thing that a training owes: until then a run without new answers goes on with it.
+    Store.of(settings).write_json(order.key("compared.json"), {"version": version, "tagdiff": found.folder})
     log.info(
         "tags_compared",
         version=version,
@@ -298,14 +348,14 @@ class _Source:
     """What a training is made from, besides the answers.
 
     Attributes:
-        champion: when the head starts from it; None: from the backbone as it comes.
-        tagger: that it starts from.
+        base: the version that the head starts from; None: the backbone as it comes, registered or not.
+        tagger: of that.
         seed: of everything that is drawn by lot.
         badcases: what is kept out of it.
         settings: those that it depends on.
     """
 
-    champion: ModelVersion | None
+    base: ModelVersion | None
     tagger: Tagger
     seed: int
     badcases: badcases.Snapshot
@@ -319,14 +369,12 @@ class _Source:
 
 
 def _source(settings: Settings, store: Store, form: Mapping[str, Any]) -> _Source:
-    """The champion where its backbone is the wanted one, else that backbone with the head it comes with."""
-    champion = registry.resolve(settings, None)
-    tagger = registry.fetch(settings, champion)
-    wanted = form.get("backbone") or tagger.recipe.backbone
-    is_champions = wanted == tagger.recipe.backbone
+    """What the champion's trainings began with; a backbone that was asked for, with the head it comes with."""
+    wanted = form.get("backbone")
+    base = None if wanted else lineage.root(settings, registry.resolve(settings, None))
     return _Source(
-        champion=champion if is_champions else None,
-        tagger=tagger if is_champions else registration.embedded(settings, wanted),
+        base=base,
+        tagger=registry.fetch(settings, base) if base else registration.embedded(settings, wanted),
         seed=int(form.get("seed") or 0),
         # In force before anything is learned: whatever they hold stays out of it.
         badcases=badcases.ensure(store, taxonomy.ensure(store, settings.forced_review)),
@@ -336,7 +384,7 @@ def _source(settings: Settings, store: Store, form: Mapping[str, Any]) -> _Sourc
 
 def _order(settings: Settings, frozen: snapshots.Snapshot, source: _Source) -> Order:
     # A version of its own: whoever embeds or compares fetches it by its number.
-    base = source.champion or registration.register_backbone(settings, source.tagger.recipe.backbone).model
+    base = source.base or registration.register_backbone(settings, source.tagger.recipe.backbone).model
     return Order(
         training=source.training(frozen),
         snapshot=frozen.name,
@@ -379,26 +427,21 @@ def _labels(settings: Settings, store: Store, label_ids: tuple[str, ...]) -> tup
     return tuple(replace(label, forced_review=names.forced_reason(label.label_id) is not None) for label in found)
 
 
-def _contents(made: Dataset) -> bytes:
-    """What a training learned answers of, sorted; of the audit it only reports."""
-    found = {*made.train.contents, *made.validation.contents}
-    return "".join(f"{content}\n" for content in sorted(found)).encode()
-
-
 # ------------------------------------------------------------------ heads in the store
 
 
 def _save(store: Store, order: Order, found: Trained) -> None:
-    """The head first, then the marker, which names its SHA-256."""
+    """The head first, under its SHA-256, then the marker, which names it, unless another one was quicker."""
     from safetensors.numpy import save
 
     head = found.head
     tensors = {"weight": head.weight, "bias": head.bias, "thresholds": head.thresholds}
     # safetensors takes the buffer as it lies: of a transposed array that would be another matrix.
     data = save({name: np.ascontiguousarray(value, dtype=np.float32) for name, value in tensors.items()})
-    store.write_bytes(order.key("head.safetensors"), data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    store.write_bytes(_head_key(order, sha256), data)
     told = {
-        "head_sha256": hashlib.sha256(data).hexdigest(),
+        "head_sha256": sha256,
         "label_ids": list(head.label_ids),
         "chosen": found.chosen,
         "validation": found.validation,
@@ -407,7 +450,11 @@ def _save(store: Store, order: Order, found: Trained) -> None:
         "thresholds": found.thresholds,
         "suspects": [suspect.to_json() for suspect in found.suspects],
     }
-    store.write_json(order.key("trained.json"), _plain(told))
+    store.create(order.key("trained.json"), json.dumps(_plain(told), ensure_ascii=False, indent=1).encode())
+
+
+def _head_key(order: Order, sha256: str) -> str:
+    return order.key(f"head-{sha256[:12]}.safetensors")
 
 
 def trained(store: Store, order: Order) -> Trained:
@@ -422,7 +469,7 @@ def trained(store: Store, order: Order) -> Trained:
     from training.train import Trained
 
     told = store.read_json(order.key("trained.json"))
-    data = store.read_bytes(order.key("head.safetensors"))
+    data = store.read_bytes(_head_key(order, told["head_sha256"]))
     if hashlib.sha256(data).hexdigest() != told["head_sha256"]:
         raise WwtsError(f"{store.path(order.key(''))} holds another head than was trained; delete it and train again.")
     tensors = load(data)

@@ -12,9 +12,9 @@ from training.head import Material
 
 Array = np.ndarray[Any, Any]
 
-SHRINKAGES: Final = (0.1, 0.2, 0.4, 0.7)
+SHRINKAGES: Final = (0.15, 0.35, 0.7)
 #: Where there is nothing to choose by; see :data:`SHRINKAGES`.
-_UNTRIED: Final = 0.4
+_UNTRIED: Final = 0.35
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from wwts_ops import corrections, digest
 from wwts_ops.errors import UnavailableError, WwtsError
@@ -38,7 +37,7 @@ class Snapshot:
         latest: number of the latest answer; 0 when there is none.
         answers: contents with an answer in force.
         weak: contents with an imported old tag only.
-        new: of ``answers``, those that no training has used yet.
+        new: contents whose answer in force is another, or gone, since the last training.
     """
 
     name: str
@@ -62,14 +61,13 @@ def freeze(settings: Settings) -> Snapshot:
     name = f"a{latest:06d}-{sha256[:12]}"
     if not store.exists(_key(name)):
         store.write_table(_key(name), table.replace_schema_metadata({"sha256": sha256}))
-    in_force = corrections.in_force(table)
     return Snapshot(
         name=name,
         sha256=sha256,
         latest=latest,
-        answers=in_force.num_rows,
+        answers=corrections.in_force(table).num_rows,
         weak=corrections.weak(table).num_rows,
-        new=in_force.filter(pc.field("number") > used(store)).num_rows,
+        new=corrections.changed(table, used(store)),
     )
 
 

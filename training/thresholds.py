@@ -20,6 +20,9 @@ Array = np.ndarray[Any, Any]
 
 #: A label's own pictures are joined by what all labels say, as if that were so many more of its own.
 _PRIOR: Final = 10.0
+#: Standard errors to stay clear of the target: the lowest of many scores that seem good enough is so partly by luck.
+#: Without it simulated shops of 200 to 4,000 pictures fell one to four points short, with it 1.2 points at the most.
+_CLEAR: Final = 0.5
 #: Below as many pictures (Kish's effective number, where they count unequally) nothing is learned.
 _LEAST: Final = 30
 #: No score is higher: the label goes live only where the head has no doubt at all.
@@ -135,7 +138,8 @@ def _learned(row: int, mine: Array, ranked: _Ranked, target: float) -> Learned:
     """
     summed, right = np.cumsum(mine), np.cumsum(mine * ranked.right)
     precision = (right + _PRIOR * ranked.pooled) / (summed + _PRIOR)
-    enough = ranked.last[precision[ranked.last] >= target]
+    error = np.sqrt(target * (1 - target) / (summed + _PRIOR))
+    enough = ranked.last[(precision - _CLEAR * error)[ranked.last] >= target]
     end = int(enough[-1]) if len(enough) else None
     mass = float(summed[end]) if end is not None else 0.0
     return Learned(

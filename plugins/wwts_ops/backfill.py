@@ -1,7 +1,11 @@
 """Embeddings of contents that were seen before, but never by this backbone: read again and embedded, nothing else.
 
 A shard of backfill ``<key>`` leaves ``embeddings/…/part-<key>-<shard>.parquet`` and, last, its marker
-``backfills/<key>/shard-<shard>.json``. ``backfills/<key>/plan.json`` holds the date below which its parts lie.
+``backfills/<key>/shard-<shard>.json``. ``backfills/<key>/plan.json`` holds the date below which its parts lie and the
+backbone; ``backfills/<key>/unreached-<shard>.json`` since which date which contents could not be reached.
+
+While the host of the images is away, no shard is done: one of which too much could not be reached is to be run again,
+and goes on where it was. What could not be reached on an earlier day either is gone, and holds nothing up.
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
 from wwts_ops import embeddings, images
 from wwts_ops.embeddings import EmbeddingWriter
+from wwts_ops.errors import UnavailableError
 from wwts_ops.fetch import Fetcher
 from wwts_ops.images import Rejected
 from wwts_ops.runtime import Embedder, embedder, one_core
@@ -40,6 +46,8 @@ Array = np.ndarray[Any, Any]
 CHANGED = "changed"
 _READERS = 16
 _BATCH = 64
+#: A few uris of a catalog are always dead; a host that is away takes more than these, and more than this share.
+_DEAD, _DEAD_SHARE = 2, 0.05
 _PART = re.compile(r"/part-(?P<key>[^/]+)-(?P<shard>\d+)\.parquet$")
 
 
@@ -63,6 +71,11 @@ def plan_key(key: str) -> str:
 def marker_key(key: str, shard: int) -> str:
     """The store key that says that one shard is done."""
     return f"backfills/{key}/shard-{shard:05d}.json"
+
+
+def _unreached_key(key: str, shard: int) -> str:
+    """The store key of the contents of one shard that could not be reached, each with the date since when."""
+    return f"backfills/{key}/unreached-{shard:05d}.json"
 
 
 def missing(store: Store, backbone_sha256: str, contents: Sequence[str]) -> list[str]:
@@ -92,7 +105,7 @@ def done_parts(store: Store, backbone_sha256: str) -> list[str]:
 
 
 def embed(store: Store, settings: Settings, tagger: Tagger, wanted: pa.Table, key: str, shard: int) -> dict[str, Any]:
-    """Embeds what one shard of a backfill wants, unless that is done.
+    """Embeds what one shard of a backfill wants, unless that is done; what its part holds already is kept.
 
     Args:
         store: where the part goes.
@@ -107,28 +120,16 @@ def embed(store: Store, settings: Settings, tagger: Tagger, wanted: pa.Table, ke
         ``content_sha256``, ``uri`` and ``reason``: ``changed``, or one of ``images.REASONS``.
 
     Raises:
-        UnavailableError: when the store refuses.
+        UnavailableError: when the store refuses; when the host of the images seems to be away: more than two of the
+            contents, and more than 5 % of them, could not be reached today, though never missed on an earlier day.
     """
     marker = marker_key(key, shard)
     if store.exists(marker):
         return store.read_json(marker)
     started = time.perf_counter()
-    date = _date(store, settings, key)
-    part = embeddings.part_key(tagger.backbone_sha256, date, key, shard)
-    unreadable: list[dict[str, str]] = []
-    embedded = 0
-    with (
-        _Pipeline(settings, tagger) as pipeline,
-        store.writing(part) as path,
-        EmbeddingWriter(path, tagger.backbone_sha256, tagger.recipe.dimension) as writer,
-    ):
-        for one in pipeline.embedded(wanted):
-            if one.embedding is None:
-                unreadable.append({"content_sha256": one.content, "uri": one.uri, "reason": one.reason})
-                log.warning("content_not_embedded", image_hash=one.content, reason=one.reason)
-            else:
-                writer.add(one.content, one.embedding)
-                embedded += 1
+    part = embeddings.part_key(tagger.backbone_sha256, _date(store, settings, tagger, key), key, shard)
+    embedded, unreadable = _write_part(store, settings, tagger, wanted, part)
+    _refuse_outage(store, settings, key, shard, unreadable, embedded + len(unreadable))
     seconds = round(time.perf_counter() - started, 3)
     done = {"embedded": embedded, "unreadable": unreadable, "part": part, "seconds": seconds}
     store.write_json(marker, done)
@@ -136,9 +137,80 @@ def embed(store: Store, settings: Settings, tagger: Tagger, wanted: pa.Table, ke
     return done
 
 
-def _date(store: Store, settings: Settings, key: str) -> str:
+def _write_part(
+    store: Store, settings: Settings, tagger: Tagger, wanted: pa.Table, part: str
+) -> tuple[int, list[dict[str, str]]]:
+    """Writes what ``part`` holds and what it lacks of ``wanted``; the number of its rows, and what could not be had."""
+    unreadable: list[dict[str, str]] = []
+    with (
+        _Pipeline(settings, tagger) as pipeline,
+        store.writing(part) as path,
+        EmbeddingWriter(path, tagger.backbone_sha256, tagger.recipe.dimension) as writer,
+    ):
+        kept = _kept(store, part, writer)
+        embedded = len(kept)
+        for one in pipeline.embedded(_without(wanted, kept)):
+            if one.embedding is None:
+                unreadable.append({"content_sha256": one.content, "uri": one.uri, "reason": one.reason})
+                log.warning("content_not_embedded", image_hash=one.content, reason=one.reason)
+            else:
+                writer.add(one.content, one.embedding)
+                embedded += 1
+    return embedded, unreadable
+
+
+def _kept(store: Store, part: str, writer: EmbeddingWriter) -> set[str]:
+    """Writes the rows of ``part`` again, which one that was killed or refused has left; their contents."""
+    contents: set[str] = set()
+    if store.exists(part):
+        for names, vectors in embeddings.batches(store, part):
+            for content, vector in zip(names, vectors, strict=True):
+                writer.add(content, vector)
+            contents.update(names)
+    return contents
+
+
+def _without(wanted: pa.Table, contents: set[str]) -> pa.Table:
+    there = pc.is_in(wanted["content_sha256"], value_set=pa.array(sorted(contents), pa.string()))
+    return wanted.filter(pc.invert(there))
+
+
+def _refuse_outage(
+    store: Store, settings: Settings, key: str, shard: int, unreadable: Sequence[dict[str, str]], contents: int
+) -> None:
+    """Notes what could not be reached, and refuses to call that done when it may be back in an hour."""
+    away = [row["content_sha256"] for row in unreadable if row["reason"] in images.TRANSIENT_REASONS]
+    if not away:
+        return
+    today, note = settings.today().isoformat(), _unreached_key(key, shard)
+    given_up = _given_up(store, today)
+    since = store.read_json(note)["since"] if store.exists(note) else {}
+    store.write_json(note, {"since": {**dict.fromkeys(away, today), **since}})
+    missed = [content for content in away if content not in given_up]
+    if len(missed) > max(_DEAD, _DEAD_SHARE * contents):
+        raise UnavailableError(
+            f"{len(missed)} of {contents} images of backfill {key} could not be reached ({settings.catalog}); see that "
+            "their host answers, and run the task again. From tomorrow on it goes on without those."
+        )
+
+
+def _given_up(store: Store, today: str) -> set[str]:
+    """Contents that some backfill missed on an earlier day, or went on without."""
+    keys = set(store.list("backfills", ".json"))
+    found: set[str] = set()
+    for key in keys:
+        folder, _, name = key.rpartition("/")
+        if name.startswith("unreached-"):
+            went_on = f"{folder}/{name.replace('unreached-', 'shard-')}" in keys
+            since = store.read_json(key)["since"].items()
+            found.update(content for content, date in since if went_on or date < today)
+    return found
+
+
+def _date(store: Store, settings: Settings, tagger: Tagger, key: str) -> str:
     """The date of the backfill's first start: a shard that is run again after midnight replaces its part."""
-    store.create(plan_key(key), json.dumps({"date": settings.today().isoformat()}).encode())
+    plan = {"date": settings.today().isoformat(), "backbone_sha256": tagger.backbone_sha256}
+    store.create(plan_key(key), json.dumps(plan).encode())
     return str(store.read_json(plan_key(key))["date"])
 
 

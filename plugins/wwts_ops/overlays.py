@@ -81,12 +81,14 @@ class Overlay:
 
     Attributes:
         retag: the one in force, or None.
+        distrusted: ``model_sha256`` of versions whose tags are never the last live one.
         answers: those in force, one a content; schema ``ANSWERS``.
         names: the taxonomy by whose names answered labels go; None: by their ids.
         release: ``live`` or ``shadow``, in which nothing is live.
     """
 
     retag: Retag | None
+    distrusted: tuple[str, ...]
     answers: pa.Table
     names: Taxonomy | None
     release: str
@@ -99,7 +101,7 @@ def lay(con: Any, store: Store, overlay: Overlay) -> None:
     (``image_id``, ``sequence``).
     """
     _lay_answers(con, overlay)
-    _lay_retag(con, store, overlay.retag)
+    _lay_retag(con, store, overlay)
     _choose(con, overlay)
     con.execute("CREATE TABLE placed AS SELECT *, row_number() OVER (ORDER BY image_id) AS place FROM chosen")
 
@@ -135,11 +137,11 @@ def _lay_answers(con: Any, overlay: Overlay) -> None:
     )
 
 
-def _lay_retag(con: Any, store: Store, retag: Retag | None) -> None:
+def _lay_retag(con: Any, store: Store, overlay: Overlay) -> None:
     """View ``retagged`` with the number of each row's ``part``, and table ``retag_index``: which part counts."""
     con.register("no_part", RETAGGED.empty_table())
     views = ["SELECT -1 AS part, * FROM no_part"]
-    for number, key in enumerate(() if retag is None else retag.rows):
+    for number, key in enumerate(() if overlay.retag is None else overlay.retag.rows):
         warehouse.view(con, f"retagged_{number}", store, [key], RETAGGED)
         views.append(f"SELECT {number} AS part, * FROM retagged_{number}")
     con.execute(f"CREATE VIEW retagged AS {' UNION ALL '.join(views)}")
@@ -154,15 +156,15 @@ def _lay_retag(con: Any, store: Store, retag: Retag | None) -> None:
         "CREATE TABLE made AS SELECT ?::VARCHAR AS model_name, ?::VARCHAR AS model_version, ?::VARCHAR AS model_sha256,"
         " ?::VARCHAR AS backbone_sha256, ?::VARCHAR AS taxonomy_version, ?::VARCHAR AS git_sha, ?::VARCHAR AS run_id,"
         " ?::TIMESTAMPTZ AS tagged_at, ?::BIGINT AS sequence, ?::VARCHAR[] AS distrusted",
-        _made(retag),
+        [*_made(overlay.retag), list(overlay.distrusted)],
     )
 
 
 def _made(retag: Retag | None) -> list[Any]:
     if retag is None:
-        return [None] * 8 + [-1, []]
+        return [None] * 8 + [-1]
     made = [retag.model_name, retag.model_version, retag.model_sha256, retag.backbone_sha256, retag.taxonomy_version]
-    return [*made, retag.git_sha, retag.key, retag.planned_at, retag.sequence, list(retag.distrusted)]
+    return [*made, retag.git_sha, retag.key, retag.planned_at, retag.sequence]
 
 
 def _choose(con: Any, overlay: Overlay) -> None:

@@ -26,6 +26,7 @@ from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tracking import ModelVersion
 from wwts_ops.verdict import OUTCOMES, RuleOutcome, Verdict
+from wwts_ops.webpage import cell
 
 __all__ = [
     "Move",
@@ -437,7 +438,7 @@ def _summary(
     zone = ZoneInfo(settings.timezone)
     judged = verdict.judged_at.astimezone(zone)
     lines = [
-        f"### 上线候选模型：{_cell(settings.model_name)} 版本 {verdict.model_version}",
+        f"### 上线候选模型：{cell(settings.model_name)} 版本 {verdict.model_version}",
         "",
         f"- **当前启用**：版本 {verdict.champion_version}（`{verdict.champion_sha256[:12]}`）",
         f"- **候选**：版本 {verdict.model_version}（`{verdict.model_sha256[:12]}`）",
@@ -448,8 +449,8 @@ def _summary(
     if returned:
         lines += [f"- **注意**：这个版本上线过，{returned.astimezone(zone):%Y-%m-%d %H:%M} 被回退"]
     if override:
-        lines += [f"- **强制上线**：{_cell(override.by)}，理由：{_cell(override.reason)}"]
-        lines += ["", "未通过的原因：", *(f"- {_cell(reason)}" for reason in failed)]
+        lines += [f"- **强制上线**：{cell(override.by)}，理由：{cell(override.reason)}"]
+        lines += ["", "未通过的原因：", *(f"- {cell(reason)}" for reason in failed)]
     return "\n".join([*lines, "", *_table(verdict.rules)]) + "\n"
 
 
@@ -457,14 +458,8 @@ def _table(rules: Sequence[RuleOutcome]) -> list[str]:
     order = list(OUTCOMES)
     ordered = sorted(rules, key=lambda rule: order.index(rule.outcome))
     shown = [
-        f"| {_cell(rule.title)} | {_cell(rule.value)} | {_cell(rule.threshold)} | {OUTCOMES[rule.outcome]} |"
+        f"| {cell(rule.title)} | {cell(rule.value)} | {cell(rule.threshold)} | {OUTCOMES[rule.outcome]} |"
         for rule in ordered[:_SHOWN]
     ]
     more = [f"\n另有 {len(ordered) - _SHOWN} 条门禁规则，见 MLflow 的模型版本页。"] if len(ordered) > _SHOWN else []
     return ["| 门禁规则 | 候选 | 要求 | 结论 |", "| --- | --- | --- | --- |", *shown, *more]
-
-
-def _cell(text: str) -> str:
-    """Text that stays in its cell of a Markdown table, and makes no link, picture or markup."""
-    escaped = "".join(f"\\{char}" if char in "\\|`*_[]<>#" else char for char in " ".join(text.split()))
-    return escaped or "—"

@@ -2,8 +2,9 @@
 
 Kept, whatever its age: what consumers read and may go back to, embeddings that a registered version can be tried on,
 answers, bad cases, taxonomies, tags, runs and quarantine (a snapshot is made of these), trainings and evaluations of
-registered versions. Everything else is kept for some days. The age of a folder is that of its youngest file, by the
-clock of the disk or server that holds it: what a night writes at this moment is never old.
+registered versions. Everything else is kept for some days; of snapshots, which every answer makes one of, all of the
+last 24 hours, and before that the last one of each day. The age of a folder is that of its youngest file, by the clock
+of the disk or server that holds it: what a night writes at this moment is never old.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import structlog
@@ -35,6 +37,8 @@ log = structlog.get_logger(__name__)
 
 #: A process that still writes to a temporary file would have done so within this time.
 _STRAY = timedelta(days=1)
+#: Published snapshots are all kept for so long.
+_FRESH = timedelta(days=1)
 #: Seconds between taking a folder's completeness mark away and its other files: whoever has just looked at the mark
 #: moves a pointer within milliseconds, and that is looked at again.
 GRACE_S = 3.0
@@ -85,7 +89,7 @@ class _Version:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What decides what is needed."""
+    """What decides what is needed; what was written since ``before`` is kept, and it is ``now``."""
 
     store: Store
     settings: Settings
@@ -93,6 +97,7 @@ class _Facts:
     plans: tuple[Plan, ...]
     unfinished: tuple[Plan, ...]
     before: datetime
+    now: datetime
 
     @cached_property
     def files(self) -> Mapping[str, tuple[File, ...]]:
@@ -133,7 +138,7 @@ def survey(settings: Settings, keep_days: int, now: datetime | None = None) -> t
         WwtsError: when MLflow or the database is not the one that this store was made with.
     """
     moment = now or datetime.now(UTC)
-    facts = _facts(settings, moment - timedelta(days=keep_days))
+    facts = _facts(settings, moment - timedelta(days=keep_days), moment)
     snapshots, kept = _snapshots(facts)
     found = [*snapshots, *_retags(facts, kept), *_embeddings(facts), *_of_versions(facts)]
     reports, _ = _dated(facts, "reports")
@@ -171,7 +176,7 @@ def remove(settings: Settings, found: Sequence[Item], keep_days: int, now: datet
 # ------------------------------------------------------------------ what is needed
 
 
-def _facts(settings: Settings, before: datetime) -> _Facts:
+def _facts(settings: Settings, before: datetime, now: datetime) -> _Facts:
     versions = tuple(_versions(settings)) if registry.exists(settings) else ()
     store = Store.of(settings)
     plans = tuple(planning.claimed(store))
@@ -188,7 +193,7 @@ def _facts(settings: Settings, before: datetime) -> _Facts:
             f"What is published holds answers up to number {read}, and the database only up to {there}: it is another "
             "one, or has lost some. Set WWTS_DATABASE_URL or restore the database. Nothing was deleted."
         )
-    return _Facts(store, settings, versions, plans, tuple(planning.unfinished(store)), before)
+    return _Facts(store, settings, versions, plans, tuple(planning.unfinished(store)), before, now)
 
 
 def _versions(settings: Settings) -> Iterator[_Version]:
@@ -215,10 +220,14 @@ def _pointed(store: Store) -> set[str]:
 
 def _snapshots(facts: _Facts) -> tuple[list[Item], list[Item]]:
     """Published snapshots to prune and to keep."""
-    groups = _folders(facts, "published", "it is not what consumers read", published.kept_key)
+    reason = "it is not what consumers read, nor its day's last"
+    groups = _folders(facts, "published", reason, published.kept_key)
     pointed = _pointed(facts.store)
-    newest = max(groups, key=lambda item: (item.newest, item.name in pointed), default=None)
-    return _divided(groups, lambda item: item.name in pointed or item is newest, facts.before)
+    in_order = sorted(groups, key=lambda item: (item.newest, item.name in pointed))
+    zone = ZoneInfo(facts.settings.timezone)
+    last = {item.newest.astimezone(zone).date(): item.name for item in in_order if item.newest >= facts.before}
+    needed = {*pointed, *last.values(), *(item.name for item in in_order[-1:])}
+    return _divided(groups, lambda item: item.name in needed, max(facts.before, facts.now - _FRESH))
 
 
 def _retags(facts: _Facts, snapshots: Iterable[Item]) -> list[Item]:
@@ -234,10 +243,11 @@ def _told(store: Store, snapshot: Item) -> Mapping[str, Any]:
 
 
 def _embeddings(facts: _Facts) -> list[Item]:
-    """Embeddings of backbones, and the notes of backfills that made them."""
-    groups = _folders(facts, "embeddings", "no registered version has this backbone")
+    """Embeddings of backbones, those of further views too, and the notes of backfills that made them."""
+    reason = "no registered version has this backbone"
+    groups = [item for kind in ("embeddings", "views") for item in _folders(facts, kind, reason)]
     pruned, _ = _divided(groups, lambda item: item.name in facts.backbones, facts.before)
-    names = {item.name for item in pruned}
+    names = {item.name for item in pruned if item.kind == "embeddings"}
     fills = _folders(facts, "backfills", "its embeddings are no longer needed")
     needed = [item for item in fills if _backbone(facts.store, item) not in names]
     return [*pruned, *_divided(fills, lambda item: item in needed, facts.before)[0]]
@@ -248,7 +258,8 @@ def _backbone(store: Store, backfill: Item) -> str | None:
     key = f"backfills/{backfill.name}/plan.json"
     if key not in {file.key for file in backfill.files}:
         return None
-    return f"backbone=b{str(store.read_json(key)['backbone_sha256'])[:12]}"
+    sha256 = store.read_json(key).get("backbone_sha256")
+    return f"backbone=b{sha256[:12]}" if sha256 else None
 
 
 def _of_versions(facts: _Facts) -> list[Item]:

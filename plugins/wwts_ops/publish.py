@@ -41,17 +41,24 @@ TRAININGS = "trainings/state.json"
 
 @dataclass(frozen=True)
 class _Layers:
-    """What lies over the rows of nights: the retag in force, and the answers up to a number, by whose names."""
+    """What lies over the rows of nights: the retag in force, and the answers up to a number, by whose names.
+
+    ``distrusted``: whose tags are never the last live one.
+    """
 
     retag: Retag | None
+    distrusted: tuple[str, ...]
     answers: int
     names: str | None
 
     @property
     def told(self) -> dict[str, Any]:
         """The same, as the pointer says it."""
-        key = None if self.retag is None else self.retag.key
-        return {"retag": key, "answers": self.answers, "answers_taxonomy_version": self.names}
+        key, own = (None, ()) if self.retag is None else (self.retag.key, self.retag.distrusted)
+        # What a retag says itself is told by its key.
+        distrusted = None if self.distrusted == tuple(sorted(own)) else list(self.distrusted)
+        said = {"retag": key, "answers": self.answers, "answers_taxonomy_version": self.names}
+        return {**said, "distrusted": distrusted}
 
     def covered(self, pointer: dict[str, Any]) -> bool:
         """Whether what consumers read has them all."""
@@ -84,7 +91,8 @@ def publish(store: Store, settings: Settings) -> dict[str, Any] | None:
         The pointer: ``snapshot``, ``parts``, ``rows``, ``live``, ``pending``, ``answered`` (images with an answer),
         ``release``, ``model_name``, ``model_version`` and ``taxonomy_version`` (of the newest plan or retag),
         ``model_versions`` (rows by the version whose tag they have), ``retag`` (key), ``answers`` (the highest number),
-        ``answers_taxonomy_version`` (whose names answered labels have), ``published_at``.
+        ``answers_taxonomy_version`` (whose names answered labels have), ``distrusted`` (``model_sha256`` of versions
+        whose tags are never the last live one; None: as ``retag`` says), ``published_at``.
 
     Raises:
         UnavailableError: when the database does not answer, or other publishers were faster five times in a row.
@@ -127,7 +135,8 @@ def refresh(store: Store, settings: Settings) -> dict[str, Any] | None:
 def restore(store: Store, settings: Settings, snapshot: str) -> dict[str, Any]:
     """Lets consumers read the model's tags of ``snapshot`` again: puts its retag in force and publishes.
 
-    Answers and nights that came later stay on top; without any it is ``snapshot`` itself, and only pointers move.
+    Answers and nights that came later stay on top, and a version that was rolled back from since stays distrusted,
+    unless its own retag is gone back to; without any of these it is ``snapshot`` itself, and only pointers move.
 
     Returns:
         The pointer as :func:`publish`.
@@ -144,7 +153,7 @@ def restore(store: Store, settings: Settings, snapshot: str) -> dict[str, Any]:
     key = found.get("retag")
     for _ in range(_ATTEMPTS):
         before = retags.current(store)
-        if (None if before is None else before.value["retag"]) == key or retags.put_in_force(store, key, before):
+        if (None if before is None else before.value["retag"]) == key or _put_back(store, key, before):
             break
     else:
         raise UnavailableError("Others put retags in force at this moment; run the command again.")
@@ -153,6 +162,13 @@ def restore(store: Store, settings: Settings, snapshot: str) -> dict[str, Any]:
         raise WwtsError(f"There is no plan in {store.root} any more; restore its folder runs/ from a backup.")
     log.info("tags_restored", wanted=snapshot, snapshot=value["snapshot"], retag=key, by=user())
     return value
+
+
+def _put_back(store: Store, key: str | None, before: Pointer | None) -> bool:
+    distrusted = set(retags.standing(store)[1])
+    if key is not None:
+        distrusted.discard(retags.read(store, key).model_sha256)
+    return retags.put_in_force(store, key, before, distrusted)
 
 
 def is_current(store: Store, settings: Settings) -> bool:
@@ -201,8 +217,8 @@ def announce(store: Store, settings: Settings) -> dict[str, int] | None:
     """Whether a training should hear now that enough answers wait for it; :func:`announced` notes that it has.
 
     Returns:
-        ``new``: answers in force that no training has used or was told of; ``upto``: the highest number. None while
-        they are fewer than ``WWTS_RETRAIN_ANSWERS``.
+        ``new``: contents whose answer in force changed since the last that trainings used or were told of; ``upto``:
+        the highest number. None while they are fewer than ``WWTS_RETRAIN_ANSWERS``.
 
     Raises:
         UnavailableError: when the database does not answer.
@@ -213,8 +229,7 @@ def announce(store: Store, settings: Settings) -> dict[str, int] | None:
     upto = corrections.latest(settings)
     if upto - since < settings.retrain_answers:
         return None
-    numbers = corrections.in_force(corrections.frozen(settings, upto))["number"].to_numpy()
-    new = int((numbers > since).sum())
+    new = corrections.changed(corrections.frozen(settings, upto), since)
     return {"new": new, "upto": upto} if new >= settings.retrain_answers else None
 
 
@@ -241,7 +256,7 @@ def _inputs(store: Store, settings: Settings, release: str) -> _Inputs:
 def _layers(store: Store, settings: Settings) -> _Layers:
     answers = corrections.latest(settings)
     names = taxonomy.current(store) if answers else None
-    return _Layers(retags.in_force(store), answers, names.version if names else None)
+    return _Layers(*retags.standing(store), answers, names.version if names else None)
 
 
 def _refuse_lost_answers(store: Store, pointer: Pointer | None, layers: _Layers) -> None:
@@ -283,7 +298,7 @@ def _write(store: Store, settings: Settings, inputs: _Inputs) -> dict[str, Any]:
         rows = warehouse.write(store, key, overlays.rows(con, snapshot, _SORTED_ROWS), PUBLISHED)
         counts = overlays.counts(con)
     if rows != counts.pop("images"):
-        # Nobody reads it: neither the pointer nor a snapshot.json names it.
+        # Nobody reads it: neither the pointer nor a _snapshot.json names it.
         raise WwtsError(f"{snapshot} would hold an image twice: a shard's part or the retag is damaged; tag it anew.")
     value = {
         "snapshot": snapshot,
@@ -307,7 +322,7 @@ def _overlay(store: Store, settings: Settings, inputs: _Inputs) -> Overlay:
     if layers.answers:
         answers = corrections.in_force(corrections.frozen(settings, layers.answers))
     names = None if layers.names is None else taxonomy.read(store, layers.names)
-    return Overlay(layers.retag, answers, names, inputs.release)
+    return Overlay(layers.retag, layers.distrusted, answers, names, inputs.release)
 
 
 def _made_by(inputs: _Inputs) -> dict[str, str]:

@@ -266,10 +266,11 @@ def plan(settings: Settings) -> Stage | None:
     """Freezes what the champion is to tag anew; adopts the plan that is there for the same.
 
     Returns:
-        ``retag`` (key) and ``shards`` (those to do, each ``key`` and ``shard``); None when no content has an embedding.
+        ``retag`` (key) and ``shards`` (those to do, each ``key`` and ``shard``); None when nothing is published, and
+        no content has an embedding.
 
     Raises:
-        WwtsError: when there is no champion.
+        WwtsError: when there is no champion, or not one published content has an embedding of its backbone.
         UnavailableError: when MLflow, the database or the store does not answer.
     """
     store = Store.of(settings)
@@ -277,6 +278,7 @@ def plan(settings: Settings) -> Stage | None:
     sizes = _sizes(store, census.parts)
     parts = tuple(key for key, rows in sizes.items() if rows)
     if not parts:
+        _counts(store, census)
         return None
     names = taxonomy.ensure(store, settings.forced_review)
     bound = {
@@ -312,11 +314,23 @@ def plan(settings: Settings) -> Stage | None:
 
 
 def _put_plan(store: Store, census: _Census, key: str, bound: Mapping[str, Any]) -> None:
-    with _tables(store, census) as con:
-        counts = {"images": _count(con, "embedded"), "missing": _count(con, _LACKING)}
+    counts = _counts(store, census)
     made = {"git_sha": git_sha(), "planned_at": datetime.now(UTC).isoformat(), "shards": len(bound["edges"]) - 1}
     # Of two that plan the same at once, one does.
     store.create(retags.plan_key(key), json.dumps({**bound, **counts, **made}, ensure_ascii=False, indent=1).encode())
+
+
+def _counts(store: Store, census: _Census) -> dict[str, int]:
+    """``images``: contents with an embedding; ``missing``: published ones without; refused when those are all."""
+    with _tables(store, census) as con:
+        images, missing = _count(con, "embedded"), _count(con, _LACKING)
+        listed = _count(con, "(SELECT DISTINCT content_sha256 FROM catalog)")
+    if listed and missing == listed:
+        raise WwtsError(
+            f"None of the {listed:,} published contents has an embedding of backbone "
+            f"b{census.model.backbone_sha256[:12]}; see the logs of embed_missing for why, and run retag_catalog again."
+        )
+    return {"images": images, "missing": missing}
 
 
 def _distrusted(settings: Settings, census: _Census) -> list[str]:
@@ -527,7 +541,7 @@ def finish(settings: Settings, key: str) -> dict[str, Any] | None:
 def _put_in_force(store: Store, key: str) -> None:
     for _ in range(_ATTEMPTS):
         pointer = retags.current(store)
-        if (pointer is not None and pointer.value["retag"] == key) or retags.put_in_force(store, key, pointer):
+        if retags.put_in_force(store, key, pointer):
             return
     raise UnavailableError("Others put retags in force at this moment; run the task again.")
 

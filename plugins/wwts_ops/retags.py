@@ -13,13 +13,15 @@ It is written by ``retagging`` and never changes once done.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from wwts_ops.errors import WwtsError
 from wwts_ops.storage import Pointer, Store
 
-#: Its value is ``{"retag": key}``; None where consumers read what the nights wrote.
+#: Its value is ``{"retag": key, "distrusted": [model_sha256, …]}``; the key is None where consumers read what the
+#: nights wrote. What is distrusted is so whatever is in force: whoever goes back takes it along.
 POINTER = "retags/current.json"
 _TUPLES = frozenset({"parts", "distrusted"})
 
@@ -119,18 +121,53 @@ def in_force(store: Store) -> Retag | None:
     Raises:
         WwtsError: when its files are gone.
     """
+    return _named(store, current(store))
+
+
+def standing(store: Store) -> tuple[Retag | None, tuple[str, ...]]:
+    """The retag in force, and the ``model_sha256`` of versions whose tags are never the last live one; sorted.
+
+    Raises:
+        WwtsError: when its files are gone.
+    """
     pointer = current(store)
-    if pointer is None or pointer.value["retag"] is None:
-        return None
-    return read(store, str(pointer.value["retag"]))
+    retag = _named(store, pointer)
+    return retag, _distrusted(pointer, retag)
 
 
-def put_in_force(store: Store, key: str | None, expected: Pointer | None) -> bool:
+def put_in_force(
+    store: Store, key: str | None, expected: Pointer | None, distrusted: Iterable[str] | None = None
+) -> bool:
     """Makes ``key`` (None: none at all) the retag in force; False when it is no longer ``expected`` that is.
+
+    Args:
+        store: of the shop.
+        key: of a retag that is done.
+        expected: the pointer as it was read.
+        distrusted: ``model_sha256`` of versions that are never the last live one. None: what the retag says, which
+            knows all rollbacks of before it was planned; without a retag, what ``expected`` says.
 
     Raises:
         WwtsError: when that retag is not done.
     """
     if key is not None and not store.exists(done_key(key)):
         raise WwtsError(f"Retag {key} is not whole in {store.root}; run the DAG retag_catalog.")
-    return store.replace_pointer(POINTER, {"retag": key}, expected)
+    if distrusted is None:
+        distrusted = _distrusted(expected, _named(store, expected)) if key is None else read(store, key).distrusted
+    value = {"retag": key, "distrusted": sorted(distrusted)}
+    if expected is not None and {name: expected.value.get(name) for name in value} == value:
+        return True
+    return store.replace_pointer(POINTER, value, expected)
+
+
+def _named(store: Store, pointer: Pointer | None) -> Retag | None:
+    key = None if pointer is None else pointer.value["retag"]
+    return None if key is None else read(store, str(key))
+
+
+def _distrusted(pointer: Pointer | None, retag: Retag | None) -> tuple[str, ...]:
+    """What a pointer says of that; one of before it did, what its retag says."""
+    said = None if pointer is None else pointer.value.get("distrusted")
+    if said is None:
+        said = () if retag is None else retag.distrusted
+    return tuple(sorted(said))

@@ -1,4 +1,7 @@
-"""What people hand in as rows of text: CSV, TSV, Parquet and XLSX files with a header, as spreadsheets write them."""
+"""What people hand in as rows of text: CSV, TSV, Parquet and XLSX files with a header, as spreadsheets write them.
+
+And the other way round: a cell of a CSV file that a spreadsheet will open.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,8 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 #: What .xlsx or .parquet may unpack to.
 _MAX_UNPACKED = 2**29
 _SEPARATOR = re.compile("[|｜]")
+#: What a formula begins with; full-width ones too, as Chinese Excel reads them.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,11 @@ def parts(cell: str) -> tuple[str, ...]:
     """The parts of a cell, which are joined by ``|``, each once, in their order."""
     found = (part.strip() for part in _SEPARATOR.split(cell))
     return tuple(dict.fromkeys(part for part in found if part))
+
+
+def cell(value: object) -> object:
+    """A value for a CSV file: a spreadsheet runs a text that begins like a formula (OWASP, "CSV Injection")."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _read(source: Path, form: Form) -> Sheet:

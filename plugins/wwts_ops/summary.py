@@ -120,7 +120,8 @@ def published(event: Mapping[str, Any]) -> str:
     """One line: what consumers read from now on."""
     human = f"；其中人工答案 {event['answered']:,} 张" if event.get("answered") else ""
     release = "（试运行，暂不上线）" if event["release"] == "shadow" else ""
-    return f"已发布快照 {event['snapshot']}：已上线 {event['live']:,} 张，待上线 {event['pending']:,} 张"
+    text = f"已发布快照 {event['snapshot']}：已上线 {event['live']:,} 张，待上线 {event['pending']:,} 张"
+    return f"{text}{human}{release}"
 
 
 def retag_surveyed(event: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +25,12 @@ _READERS = 8
 
 #: Control characters, and the marks that turn the direction of the text that follows, become a visible sign.
 _CONTROLS = dict.fromkeys([*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd")
+
+
+#: What Markdown takes for more than text; an entity could spell a link.
+_MARKUP = re.compile(r"[\\|`*_~\[\]<>#&]")
+#: What makes an address a link without any markup (GitHub Flavored Markdown, "Autolinks").
+_LINK = re.compile("://|www|@", re.IGNORECASE)
 
 
 def environment() -> jinja2.Environment:
@@ -76,6 +83,13 @@ def text(value: str, longest: int = LONGEST_TEXT) -> str:
         half = longest // 2
         value = f"{value[:half]}…{value[-half:]}"
     return value.translate(_CONTROLS)
+
+
+def cell(value: str) -> str:
+    """Text that stays in its cell of a Markdown table, and makes no link, picture or markup."""
+    escaped = _MARKUP.sub(r"\\\g<0>", " ".join(value.split()))
+    # A space of no width: an address reads as it is written, and is none.
+    return _LINK.sub("\\g<0>\u200b", escaped) or "—"
 
 
 def data_uri(jpeg: bytes) -> str:

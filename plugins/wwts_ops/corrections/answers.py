@@ -238,6 +238,19 @@ def in_force(table: pa.Table) -> pa.Table:
     return _last(table.filter(pc.and_(pc.invert(table["weak"]), _standing(table))))
 
 
+def changed(table: pa.Table, since: int) -> int:
+    """Of answers (schema ``ANSWERS``), the contents whose answer in force is another, or gone, since number ``since``.
+
+    A retract counts as much as an answer: either is something to learn.
+    """
+    then, now = in_force(table.filter(pc.field("number") <= since)), in_force(table)
+    moved = [
+        one.filter(pc.invert(pc.is_in(one["number"], value_set=other["number"])))["content_sha256"].combine_chunks()
+        for one, other in ((then, now), (now, then))
+    ]
+    return int(pc.count_distinct(pa.concat_arrays(moved)).as_py())
+
+
 def weak(table: pa.Table) -> pa.Table:
     """Of answers (schema ``ANSWERS``), the latest weak one of each content without an answer in force, by number."""
     answered = in_force(table)["content_sha256"]

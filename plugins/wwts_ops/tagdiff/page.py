@@ -10,6 +10,7 @@ from wwts_ops import webpage
 from wwts_ops.decisions import AUTO, FORCED_REVIEW
 from wwts_ops.storage import Store
 from wwts_ops.tagdiff.facts import Category, Change, Count, Known, TagDiff
+from wwts_ops.webpage import cell
 
 #: Rows of the approval's table; the page has more.
 _TOLD = 8
@@ -84,7 +85,7 @@ def unembedded(backbone_sha256: str) -> str:
 
 def failed(reason: str) -> str:
     """For the approval, when the comparison could not be made."""
-    return f"### 上线后的改动\n\n**这次没有改动对比**：对比时出错（{_cell(reason)}）。批准前请先排除这个问题。\n"
+    return f"### 上线后的改动\n\n**这次没有改动对比**：对比时出错（{cell(reason)}）。批准前请先排除这个问题。\n"
 
 
 def _counts(diff: TagDiff) -> list[str]:
@@ -120,7 +121,7 @@ def _share(count: Count, diff: TagDiff) -> str:
 
 def _table(moved: Sequence[Category]) -> list[str]:
     rows = [
-        f"| {_cell(category(one.name))} | {one.before:,} → {one.after:,} | {one.live_before:,} → {one.live_after:,} | "
+        f"| {cell(category(one.name))} | {one.before:,} → {one.after:,} | {one.live_before:,} → {one.live_after:,} | "
         f"{one.relabelled:,} | {one.redecided:,} |"
         for one in moved
     ]
@@ -146,9 +147,3 @@ def _known(known: Known) -> str:
 
 def _where(diff: TagDiff) -> str:
     return f"MLflow 中候选版本的运行里 `tag_diff/index.html`，或存储中的 `{diff.page}`"
-
-
-def _cell(text: str) -> str:
-    """Text that stays in its cell of a Markdown table, and makes no link, picture or markup."""
-    escaped = "".join(f"\\{char}" if char in "\\|`*_[]<>#" else char for char in " ".join(text.split()))
-    return escaped or "—"
