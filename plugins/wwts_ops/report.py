@@ -7,8 +7,6 @@ No original is ever opened; a picture without a thumbnail is shown as an empty b
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -17,10 +15,9 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
-import jinja2
 import pyarrow as pa
 
-from wwts_ops import planning, published, schemas, taxonomy, warehouse
+from wwts_ops import planning, published, schemas, taxonomy, warehouse, webpage
 from wwts_ops.decisions import AUTO, FORCED_REVIEW, REVIEW
 from wwts_ops.images import REASONS
 from wwts_ops.settings import Settings
@@ -33,11 +30,6 @@ TOP_LABELS = 20
 TOP_CATEGORIES = 20
 EXAMPLES = 5
 BINS = 10
-
-#: A text of the catalog longer than this is shown without its middle (characters).
-LONGEST_TEXT = 160
-#: Larger "thumbnails" are none of ours (a 320 px JPEG has 10–40 KB) and are left out (bytes).
-LARGEST_THUMBNAIL = 400_000
 
 #: Of the ten bins, ``1e-6`` keeps a float32 0.7 (0.69999999) in the one that begins at 0.7.
 _BIN = f"least(floor(confidence::DOUBLE * {BINS} + 1e-6)::INT, {BINS - 1})"
@@ -282,7 +274,7 @@ def notices(plans: Iterable[planning.Plan], zone: ZoneInfo) -> tuple[str, ...]:
     """What was out of the ordinary when ``plans`` were made, a Chinese sentence each."""
     away = dict.fromkeys((plan.model_version, plan.away_since) for plan in plans if plan.away_since)
     return tuple(
-        f"模型登记服务（MLflow）当晚无法访问，沿用最近一次确认的模型第 {_text(version)} 版"
+        f"模型登记服务（MLflow）当晚无法访问，沿用最近一次确认的模型第 {webpage.text(version)} 版"
         f"（{datetime.fromisoformat(since).astimezone(zone):%m-%d %H:%M} 确认）。"
         for version, since in away
     )
@@ -412,7 +404,7 @@ class _Night:
         reason, _, skipped = row.pop("reason").partition(";skipped_off:")
         tags = tuple(Tag(tag["label_id"], tag["label_zh"] or tag["label_id"], tag["score"]) for tag in row.pop("tags"))
         name = self._names.get(skipped, skipped) if skipped else ""
-        thumbnail = _thumbnail(self._store, row["content_sha256"])
+        thumbnail = webpage.thumbnail(self._store, row["content_sha256"])
         return Picture(**row, reason=reason, skipped=name, tags=tags, copies=copies, thumbnail=thumbnail)
 
     @cached_property
@@ -447,35 +439,10 @@ def _categories(found: Sequence[CategoryCount]) -> tuple[CategoryCount, ...]:
     return (*kept, CategoryCount(None, other))
 
 
-def _thumbnail(store: Store, content_sha256: str) -> bytes | None:
-    """The stored thumbnail, or None when there is none or it is no JPEG of a thumbnail's size."""
-    try:
-        data = store.read_bytes(f"thumbnails/{content_sha256[:2]}/{content_sha256}.jpg")
-    except FileNotFoundError:
-        return None
-    return data if data.startswith(b"\xff\xd8\xff") and len(data) <= LARGEST_THUMBNAIL else None
-
-
 def render(report: Report) -> str:
     """The page: one HTML document that loads nothing."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("wwts_ops"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": _number,
-        "large": _large,
-        "short": _short,
-        "percent": _percent,
-        "score": _score,
-        "text": _text,
-        "why": _why,
-        "data_uri": _data_uri,
-        "csp_hash": _csp_hash,
-    }
+    environment = webpage.environment()
+    environment.filters |= {"short": _short, "why": _why}
     zone = ZoneInfo(report.timezone)
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -526,43 +493,9 @@ def _day(day: date) -> str:
     return f"{day.year}年{day.month}月{day.day}日 星期{_WEEKDAYS[day.weekday()]}"
 
 
-def _number(value: int) -> str:
-    return f"{value:,}"
-
-
-def _large(value: int) -> str:
-    """A figure in large type: from a hundred thousand on in 万, whose last digit still counts a thousand images."""
-    return f"{value:,}" if value < 100_000 else f"{value / 10_000:,.1f} 万"
-
-
 def _short(value: int) -> str:
     """A figure above a narrow column."""
     return f"{value:,}" if value < 10_000 else f"{value / 10_000:,.1f}万"
-
-
-def _percent(part: int, whole: int) -> str:
-    """A share; one that is neither nothing nor all never reads as 0 % or 100 %."""
-    if not 0 < part < whole:
-        return "100%" if part else "0%"
-    return f"{min(max(100 * part / whole, 0.1), 99.9):.1f}%"
-
-
-def _score(value: float) -> str:
-    """A score in percent, rounded down: what is below a threshold must not read as reaching it."""
-    # 3e-5 undoes float32, whose 0.7 is 0.69999999.
-    return f"{int(value * 1000 + 3e-5) / 10:.1f}%"
-
-
-#: Control characters, and the marks that turn the direction of the text that follows, become a visible sign.
-_CONTROLS = dict.fromkeys([*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], "\ufffd")
-
-
-def _text(value: str, longest: int = LONGEST_TEXT) -> str:
-    """Text of a catalog as a person may safely see it: no control characters, no more than ``longest`` of it."""
-    if len(value) > longest:
-        half = longest // 2
-        value = f"{value[:half]}…{value[-half:]}"
-    return value.translate(_CONTROLS)
 
 
 def _why(picture: Picture) -> str:
@@ -573,15 +506,7 @@ def _why(picture: Picture) -> str:
         "low_confidence": "置信度不足",
         "unlisted_label": "标签体系里没有这个标签",
         "forced_label": "按规定，该标签必须人工审核",
-        "forced_category": f"按规定，“{_text(path, 40)}”类目必须人工审核",
+        "forced_category": f"按规定，“{webpage.text(path, 40)}”类目必须人工审核",
     }
-    sentence = sentences.get(kind, _text(picture.reason, 40))
-    return f"{sentence}（首选标签“{_text(picture.skipped, 30)}”已停用）" if picture.skipped else sentence
-
-
-def _data_uri(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-
-
-def _csp_hash(css: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()}"
+    sentence = sentences.get(kind, webpage.text(picture.reason, 40))
+    return f"{sentence}（首选标签“{webpage.text(picture.skipped, 30)}”已停用）" if picture.skipped else sentence

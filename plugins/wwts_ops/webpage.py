@@ -110,11 +110,12 @@ def thumbnails(store: Store, contents: Iterable[str]) -> dict[str, bytes]:
     """
     wanted = list(contents)
     with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda content: _thumbnail(store, content), wanted)
+        found = pool.map(lambda content: thumbnail(store, content), wanted)
         return {content: data for content, data in zip(wanted, found, strict=True) if data is not None}
 
 
-def _thumbnail(store: Store, content_sha256: str) -> bytes | None:
+def thumbnail(store: Store, content_sha256: str) -> bytes | None:
+    """The stored thumbnail, or None when there is none or it is no JPEG of a thumbnail's size."""
     try:
         data = store.read_bytes(f"thumbnails/{content_sha256[:2]}/{content_sha256}.jpg")
     except FileNotFoundError:
