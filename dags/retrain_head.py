@@ -63,20 +63,23 @@ def trained() -> tuple[Any, Any]:
     @task(**WORKER, task_display_name="整理数据集")
     def dataset(order: dict[str, Any]) -> None:
         from training import retrain
+        from training.order import Order
 
-        retrain.build_dataset(SETTINGS, retrain.Order(**order))
+        retrain.build_dataset(SETTINGS, Order(**order))
 
     @task(**WORKER, task_display_name="训练")
     def train(order: dict[str, Any]) -> None:
         from training import retrain
+        from training.order import Order
 
-        retrain.train(SETTINGS, retrain.Order(**order))
+        retrain.train(SETTINGS, Order(**order))
 
     @task(task_display_name="登记")
     def register(order: dict[str, Any]) -> str:
         from training import retrain
+        from training.order import Order
 
-        return retrain.register(SETTINGS, retrain.Order(**order))
+        return retrain.register(SETTINGS, Order(**order))
 
     order = snapshot()
     version = register(order)
@@ -120,8 +123,9 @@ def judged(order: Any, version: Any) -> Any:
     @task(**WORKER, task_display_name="标签变化")
     def tag_diff(order: dict[str, Any], version: str) -> None:
         from training import retrain
+        from training.order import Order
 
-        retrain.tag_diff(SETTINGS, retrain.Order(**order), version)
+        retrain.tag_diff(SETTINGS, Order(**order), version)
 
     evaluation = evaluate(order, version)
     compared = tag_diff(order, version)

@@ -28,6 +28,7 @@ from test_dags import parsed
 
 from eval import evaluate
 from training import lineage, retrain, snapshot
+from training.order import Order
 from wwts_ops import badcases, corrections, holdout, promotion, registry, settings, tracking
 from wwts_ops.errors import WwtsError
 from wwts_ops.tagger import Tagger
@@ -51,7 +52,7 @@ class Story:
     shop: RetrainShop
     chain: dag_chain.Chain
     codes: dict[str, int]
-    order: retrain.Order
+    order: Order
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -92,7 +93,7 @@ def story(shop: RetrainShop) -> Story:
     }
     chain = dag_chain.run(shop.settings, list(steps.values()), shop.folder)
     (ordered, *_) = (event for event in chain.events if event["event"] == "training_ordered")
-    order = retrain.Order(**shop.store.read_json(f"trainings/{ordered['training']}/order.json"))
+    order = Order(**shop.store.read_json(f"trainings/{ordered['training']}/order.json"))
     return Story(shop, chain, dict(zip(steps, chain.codes, strict=True)), order)
 
 
@@ -213,14 +214,14 @@ def test_the_model_carries_the_names_of_its_new_labels(story: Story) -> None:
 # ------------------------------------------------------------------ stage by stage
 
 
-def stage(shop: RetrainShop, name: str, order: retrain.Order, at: int, moment: str) -> int:
+def stage(shop: RetrainShop, name: str, order: Order, at: int, moment: str) -> int:
     """Runs one stage in a process that is killed at change number ``at`` of the store; its exit code."""
     code = (
         "import json, sys\nfrom pathlib import Path\nfrom night_process import Killer\n"
-        "from training import retrain\nfrom wwts_ops import settings\n"
+        "from training import retrain\nfrom training.order import Order\nfrom wwts_ops import settings\n"
         "stage, order, at, moment = sys.argv[1:]\nfound = settings.load()\n"
         "Killer(found.store, int(at), moment, Path(found.store + '.trace')).install()\n"
-        "getattr(retrain, stage)(found, retrain.Order(**json.loads(order)))\n"
+        "getattr(retrain, stage)(found, Order(**json.loads(order)))\n"
     )
     command = [sys.executable, "-c", code, name, json.dumps(vars(order)), str(at), moment]
     path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
@@ -234,7 +235,7 @@ class Second:
     """A training after the promotion, from answers of which those of one label were taken back."""
 
     shop: RetrainShop
-    order: retrain.Order
+    order: Order
     version: str
 
 
@@ -243,7 +244,7 @@ def second(story: Story) -> Second:
     """Killed in its first stages and started again; nobody has judged its version."""
     shop, found = story.shop, story.shop.settings
     corrections.retract(found, [tile.content for tile in shop.catalog if tile.label_id == TAKEN_BACK], "小李")
-    order = retrain.Order(**(retrain.prepare(found, FORM) or {}))
+    order = Order(**(retrain.prepare(found, FORM) or {}))
     assert stage(shop, "build_dataset", order, 2, "after") == -signal.SIGKILL
     retrain.build_dataset(found, order)
     # A file is three changes: the head is there, and no marker yet.
@@ -255,7 +256,7 @@ def second(story: Story) -> Second:
     return Second(shop, order, retrain.register(found, order))
 
 
-def heads(shop: RetrainShop, order: retrain.Order) -> list[str]:
+def heads(shop: RetrainShop, order: Order) -> list[str]:
     """Keys of the heads of a training; each names its SHA-256."""
     return [key for key in shop.store.list(f"trainings/{order.training}", ".safetensors") if "/head-" in key]
 
@@ -268,7 +269,7 @@ def test_a_champion_that_learned_the_answers_is_no_start_to_learn_them_again(sto
     head, compared = shop.store.read_bytes(key), shop.store.read_json(order.key("compared.json"))
     for name in shop.store.list(f"trainings/{order.training}"):
         shop.store.delete(name)
-    again = retrain.Order(**(retrain.prepare(found, {**FORM, "force": True}) or {}))
+    again = Order(**(retrain.prepare(found, {**FORM, "force": True}) or {}))
     assert (again.base_version, again.base_sha256, again.training) == (DEFAULT, order.base_sha256, order.training)
     retrain.build_dataset(found, again)
     retrain.train(found, again)
@@ -298,7 +299,7 @@ def test_a_training_that_was_not_compared_is_gone_on_with_and_too_few_answers_be
     few = {**FORM, "min_new_answers": 50}
     assert retrain.prepare(found, {**few, "seed": 8}) is None
     assert retrain.prepare(found, {**few, "seed": 9}) == begun
-    shop.store.write_json(retrain.Order(**begun).key("compared.json"), {"version": "99"})
+    shop.store.write_json(Order(**begun).key("compared.json"), {"version": "99"})
     assert retrain.prepare(found, {**few, "seed": 9}) is None
 
 
@@ -354,7 +355,7 @@ def test_of_two_heads_at_once_both_go_on_with_the_first(second: Second) -> None:
 
 def test_of_two_datasets_at_once_one_is_whole(second: Second) -> None:
     found = second.shop.settings
-    order = retrain.Order(**(retrain.prepare(found, {**FORM, "force": True, "seed": 5}) or {}))
+    order = Order(**(retrain.prepare(found, {**FORM, "force": True, "seed": 5}) or {}))
     # As if the catalog had grown between the two.
     given = [found.model_copy(update={"rehearsal": size}) for size in (1, 2)]
     with ThreadPoolExecutor(2) as pool:

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from training import dataset as datasets
 from training import retrain
+from training.order import Order
 from wwts_ops import corrections, embeddings, images, night, registry
 from wwts_ops import settings as settings_module
 from wwts_ops.settings import Settings
@@ -123,7 +124,7 @@ def tagged(settings: Settings, backbone_sha256: str) -> float:
 
 def learned(settings: Settings) -> tuple[Head, Tagger, datasets.Dataset, dict[str, Any], float]:
     """The stages of ``retrain_head`` up to the head; with the seconds that the last of them took."""
-    order = retrain.Order(**(retrain.prepare(settings, {"force": True}) or {}))
+    order = Order(**(retrain.prepare(settings, {"force": True}) or {}))
     retrain.build_dataset(settings, order)
     started = time.perf_counter()
     retrain.train(settings, order)

@@ -29,7 +29,7 @@ from wwts_ops.storage import Store
 
 if TYPE_CHECKING:
     from eval.comparison import Names
-    from training.retrain import Made
+    from training.order import Made
     from wwts_ops.settings import Settings
     from wwts_ops.tracking import ModelVersion
 

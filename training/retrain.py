@@ -26,6 +26,8 @@ import structlog
 from training import conflicts, lineage, places, views
 from training import dataset as datasets
 from training import snapshot as snapshots
+from training.order import Made, Order
+from training.order import key as order_key
 from wwts_ops import badcases, moves, registration, registry, taxonomy
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
@@ -43,92 +45,6 @@ log = structlog.get_logger(__name__)
 
 #: Settings that a training depends on.
 _SETTINGS = ("target_precision", "rehearsal", "weak_weight", "training_views", "holdout_share", "threshold")
-
-
-@dataclass(frozen=True)
-class Order:
-    """One training, resolved once; plain values, so that it travels between tasks as JSON.
-
-    Attributes:
-        training: its id, and its folder below ``trainings/``.
-        snapshot: name of the frozen answers.
-        snapshot_sha256: of them.
-        latest: number of the newest answer among them.
-        answers: contents with an answer in force.
-        new: contents whose answer changed since the last training.
-        base_version: the version that the head starts from, which learned no answer: the one that the champion's
-            trainings began with, or another backbone as it comes.
-        base_sha256: of that tagger.
-        backbone: name of its backbone.
-        backbone_sha256: of that backbone.
-        seed: of everything that is drawn by lot.
-        badcases: snapshot of the bad cases that are kept out of it.
-        settings: those that it depends on.
-        ordered_at: UTC, ISO 8601.
-    """
-
-    training: str
-    snapshot: str
-    snapshot_sha256: str
-    latest: int
-    answers: int
-    new: int
-    base_version: str
-    base_sha256: str
-    backbone: str
-    backbone_sha256: str
-    seed: int
-    badcases: str
-    settings: dict[str, float]
-    ordered_at: str
-
-    def key(self, name: str) -> str:
-        """Store key of what this training calls ``name``."""
-        return _key(self.training, name)
-
-
-@dataclass(frozen=True)
-class Made:
-    """A training whose head is there.
-
-    Attributes:
-        order: what was asked for.
-        dataset: what was learned from.
-        trained: what came of it.
-        base_labels: label ids of the head that it started from.
-    """
-
-    order: Order
-    dataset: Dataset
-    trained: Trained
-    base_labels: tuple[str, ...]
-
-    @property
-    def new_labels(self) -> tuple[str, ...]:
-        """Labels that the head that it started from does not know, in its order."""
-        known = set(self.base_labels)
-        return tuple(label for label in self.trained.head.label_ids if label not in known)
-
-    @property
-    def conflicts(self) -> tuple[Conflict, ...]:
-        """Answers that contradict each other, then those that the training itself found suspect."""
-        return (*self.dataset.conflicts, *self.trained.suspects)
-
-    @property
-    def dataset_key(self) -> str:
-        """Store key of the dataset's folder."""
-        return _dataset_key(self.order, self.dataset.sha256)
-
-    @property
-    def contents(self) -> bytes:
-        """Every content whose answer was learned from or chosen by, sorted, one SHA-256 a line; not the audit's."""
-        found = {*self.dataset.train.contents, *self.dataset.validation.contents}
-        return "".join(f"{content}\n" for content in sorted(found)).encode()
-
-    @property
-    def contents_sha256(self) -> str:
-        """Of the list of contents."""
-        return hashlib.sha256(self.contents).hexdigest()
 
 
 # ------------------------------------------------------------------ stages
@@ -176,7 +92,7 @@ def prepare(settings: Settings, form: Mapping[str, Any]) -> dict[str, Any] | Non
 def _nothing_to_do(settings: Settings, store: Store, training: str, form: Mapping[str, Any], new: int) -> str | None:
     """Why a run would do nothing; None when it has something to begin or to go on with."""
     version = _compared(store, training)
-    if version is None and store.exists(_key(training, "order.json")):
+    if version is None and store.exists(order_key(training, "order.json")):
         return None
     line = next((line for line in registry.versions(settings) if line.version == version), None)
     if line and registry.CHAMPION in line.aliases:
@@ -192,7 +108,7 @@ def _nothing_to_do(settings: Settings, store: Store, training: str, form: Mappin
 def _compared(store: Store, training: str) -> str | None:
     """The version of a training that came to its end, short of a promotion; None before that."""
     try:
-        return str(store.read_json(_key(training, "compared.json"))["version"])
+        return str(store.read_json(order_key(training, "compared.json"))["version"])
     except FileNotFoundError:
         return None
 
@@ -213,7 +129,7 @@ def build_dataset(settings: Settings, order: Order) -> None:
         base = _base(settings, order)
         wanted = datasets.Order(order.snapshot, base, order.backbone_sha256, order.seed)
         made = views.extended(settings, registry.fetch(settings, base), datasets.build(settings, wanted))
-        datasets.save(store, _dataset_key(order, made.sha256), made)
+        datasets.save(store, order.dataset_key(made.sha256), made)
         store.create(order.key("dataset.json"), json.dumps({"sha256": made.sha256}).encode())
     made = dataset(store, order)
     log.info(
@@ -235,11 +151,7 @@ def dataset(store: Store, order: Order) -> Dataset:
         FileNotFoundError: before :func:`build_dataset`.
         WwtsError: when it is not what was saved.
     """
-    return datasets.load(store, _dataset_key(order, store.read_json(order.key("dataset.json"))["sha256"]))
-
-
-def _dataset_key(order: Order, sha256: str) -> str:
-    return order.key(f"dataset-{sha256[:12]}")
+    return datasets.load(store, order.dataset_key(store.read_json(order.key("dataset.json"))["sha256"]))
 
 
 def train(settings: Settings, order: Order) -> None:
@@ -259,7 +171,7 @@ def train(settings: Settings, order: Order) -> None:
         found = trainer.train(made, base, settings, order.seed)
         _save(store, order, replace(found, suspects=_attributed(store, order, found.suspects)))
     found = trained(store, order)
-    datasets.save_conflicts(store, _dataset_key(order, made.sha256), (*made.conflicts, *found.suspects))
+    datasets.save_conflicts(store, order.dataset_key(made.sha256), (*made.conflicts, *found.suspects))
     log.info("head_trained", training=order.training, labels=len(found.head.label_ids), **_numbers(found.validation))
 
 
@@ -413,10 +325,6 @@ def _base(settings: Settings, order: Order) -> ModelVersion:
     if model.sha256 != order.base_sha256:
         raise WwtsError(f"{model}, which training {order.training} starts from, was replaced; trigger a new run.")
     return model
-
-
-def _key(training: str, name: str) -> str:
-    return f"trainings/{training}/{name}"
 
 
 def _labels(settings: Settings, store: Store, label_ids: tuple[str, ...]) -> tuple[Label, ...]:
