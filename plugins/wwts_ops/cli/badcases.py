@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from wwts_ops.cli.console import out, settings
+from wwts_ops.cli.console import out, settings, tables
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,8 +20,6 @@ app = typer.Typer(
     help="Curated pictures with their right labels, by which the gate judges a model; nothing is ever removed.",
     no_args_is_help=True,
 )
-#: Characters a line of a table that goes into a file or a pipe.
-_WIDE = 240
 _HEADERS = ("content", "accepted", "forbidden", "slices", "owner", "reason", "never_regress", "added", "retired")
 
 
@@ -58,8 +55,7 @@ def list_badcases(
     found = settings()
     _, names, snapshot = _in_force()
     cases = [case for case in (snapshot.cases if all_ else snapshot.active) if not slice_ or slice_ in case.slices]
-    console = out if out.is_terminal else Console(width=_WIDE)
-    console.print(_table([_row(case, names, found.timezone) for case in cases]), soft_wrap=False)
+    tables().print(_table([_row(case, names, found.timezone) for case in cases]), soft_wrap=False)
     curated = sum(not case.starter for case in snapshot.active)
     starter = len(snapshot.active) - curated
     retired = len(snapshot.cases) - len(snapshot.active)

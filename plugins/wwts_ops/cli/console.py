@@ -11,6 +11,13 @@ from wwts_ops import settings as settings_module
 from wwts_ops.settings import Settings
 
 out = Console(highlight=False, soft_wrap=True)
+#: Characters a line of a table that goes into a file or a pipe.
+_WIDE = 240
+
+
+def tables() -> Console:
+    """Where tables go: the terminal, at its width, or a file or a pipe, wide enough to be copied from."""
+    return out if out.is_terminal else Console(width=_WIDE)
 
 
 def settings(**overrides: Any) -> Settings:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from wwts_ops.cli.console import out, settings
+from wwts_ops.cli.console import out, settings, tables
 from wwts_ops.errors import UnavailableError, WwtsError
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ app = typer.Typer(
     help="What people say of images: their answers are read by consumers within minutes, and teach the next model.",
     no_args_is_help=True,
 )
-#: Characters a line of a table that goes into a file or a pipe.
-_WIDE = 240
 _SHOWN_REFUSALS = 100
 _HEADERS = ("number", "when", "who", "said", "labels", "before", "content", "image", "status", "source", "comment")
 
@@ -120,8 +117,7 @@ def list_corrections(
     status = dict.fromkeys(in_force["number"].to_pylist(), "in force")
     status |= dict.fromkeys(weak["number"].to_pylist(), "old tag")
     status |= dict.fromkeys(table["retracts"].drop_null().to_pylist(), "taken back")
-    console = out if out.is_terminal else Console(width=_WIDE)
-    console.print(_table([_row(row, status, names, found.timezone) for row in shown]), soft_wrap=False)
+    tables().print(_table([_row(row, status, names, found.timezone) for row in shown]), soft_wrap=False)
     out.print(_counts(table, in_force, weak))
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.filesize import decimal
 from rich.table import Table
 
-from wwts_ops.cli.console import out, settings
+from wwts_ops.cli.console import out, settings, tables
 
 if TYPE_CHECKING:
     from wwts_ops.prune import Item
@@ -41,7 +41,7 @@ def prune_store(
     if not found:
         out.print(f"There is nothing to delete in {current.store}; everything is kept for {days} days.", markup=False)
         return
-    out.print(_table(found))
+    tables().print(_table(found))
     if not yes:
         out.print("Nothing was deleted. To delete it: wwts store prune --yes" + _days(keep_days))
         return

@@ -8,13 +8,9 @@ from typing import Annotated
 from zoneinfo import ZoneInfo
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from wwts_ops.cli.console import out, settings
-
-#: Characters a line of a table that goes into a file or a pipe.
-_WIDE = 240
+from wwts_ops.cli.console import out, settings, tables
 
 app = typer.Typer(help="What is published.", no_args_is_help=True)
 
@@ -58,7 +54,7 @@ def list_snapshots() -> None:
             one["taxonomy_version"],
             one.get("retag") or "",
         )
-    (out if out.is_terminal else Console(width=_WIDE)).print(table)
+    tables().print(table)
 
 
 @app.command("restore")
