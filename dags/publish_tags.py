@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.sdk import Asset, CronTriggerTimetable, TriggerRule, dag, task
+from airflow.sdk import CronTriggerTimetable, TriggerRule, dag, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from wwts_ops import settings
-from wwts_ops.dag_defaults import dag_arguments
+from wwts_ops.dag_defaults import ENOUGH_ANSWERS, PUBLISHED_TAGS, dag_arguments
 
 SETTINGS = settings.load()
-PUBLISHED_TAGS = Asset(name="wwts_published_tags", uri="wwts://published/tags")
-ENOUGH_ANSWERS = Asset(name="wwts_answers", uri="wwts://answers/enough")
 
 
 @dag(

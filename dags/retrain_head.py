@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.sdk import Asset, AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, get_current_context, task
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from wwts_ops import settings
-from wwts_ops.dag_defaults import dag_arguments
+from wwts_ops.dag_defaults import ENOUGH_ANSWERS, dag_arguments
 from wwts_ops.dag_promotion import promotion_tasks, waiting_time
 
 SETTINGS = settings.load()
-ENOUGH_ANSWERS = Asset(name="wwts_answers", uri="wwts://answers/enough")
 #: Where the work of a training is done.
 WORKER = {"pool": SETTINGS.pool, "queue": SETTINGS.queue}
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Asset, CronPartitionTimetable, Param, TriggerRule, dag, get_current_context, task
+from airflow.sdk import CronPartitionTimetable, Param, TriggerRule, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from wwts_ops import settings
-from wwts_ops.dag_defaults import dag_arguments
+from wwts_ops.dag_defaults import PUBLISHED_TAGS, dag_arguments
 
 SETTINGS = settings.load()
-PUBLISHED_TAGS = Asset(name="wwts_published_tags", uri="wwts://published/tags")
 
 # Optional texts are null, not "": Airflow's form takes an empty text for a missing required one and refuses to start.
 FORM = {

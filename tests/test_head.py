@@ -23,7 +23,7 @@ NEW = np.arange(WORLD.old, WORLD.old + WORLD.new)
 def taught(made: Material, calibration: Calibration | None = None) -> Head:
     answered = Answered.of(WORLD.base_head, made.label_ids)
     if calibration is None:
-        calibration = head.calibrate(made, answered, 0.2, head.unseen(made, 0.2), 1.0)
+        calibration = head.calibrate(made, answered, head.evidence(made, 0.2), head.unseen(made, 0.2), 1.0)
     return head.merged(answered, made.label_ids, head.evidence(made, 0.2), calibration)
 
 
@@ -59,7 +59,7 @@ def test_an_old_label_that_was_wrong_is_corrected_and_no_other_is_lost() -> None
     base = Head(right.label_ids, right.thresholds, weight, right.bias)
     made = material(WORLD, [5] * 20)
     answered = Answered.of(base, made.label_ids)
-    calibration = head.calibrate(made, answered, 0.2, head.unseen(made, 0.2), 1.0)
+    calibration = head.calibrate(made, answered, head.evidence(made, 0.2), head.unseen(made, 0.2), 1.0)
     found = head.merged(answered, made.label_ids, head.evidence(made, 0.2), calibration)
     others = np.setdiff1d(np.arange(WORLD.old), [5]).repeat(40)
     assert found.label_ids == base.label_ids
@@ -76,7 +76,7 @@ def test_a_row_added_to_all_rows_of_the_old_head_changes_nothing() -> None:
     best = []
     for one in (base, moved):
         answered = Answered.of(one, made.label_ids)
-        calibration = head.calibrate(made, answered, 0.2, head.unseen(made, 0.2), 1.0)
+        calibration = head.calibrate(made, answered, head.evidence(made, 0.2), head.unseen(made, 0.2), 1.0)
         found = head.merged(answered, made.label_ids, head.evidence(made, 0.2), calibration)
         best.append((pictures @ found.weight.T + found.bias).argmax(axis=1))
     assert (best[0] == best[1]).mean() > 0.99

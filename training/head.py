@@ -272,20 +272,19 @@ class Answered:
 
 
 def calibrate(
-    material: Material, answered: Answered, shrinkage: float, said: Array, rehearsal_weight: float
+    material: Material, answered: Answered, found: Evidence, said: Array, rehearsal_weight: float
 ) -> Calibration:
     """Sets evidence beside the rows that stay.
 
     Args:
         material: examples and what is rehearsed.
         answered: the old head.
-        shrinkage: of the covariance.
+        found: :func:`evidence` of the same.
         said: :func:`unseen` of the same.
         rehearsal_weight: what the rehearsal as a whole counts beside the examples as a whole.
     """
     from scipy.optimize import minimize
 
-    found = evidence(material, shrinkage)
     at, of_examples = _told(material, found, said)
     rehearsed, of_rehearsed = _rehearsed(material, found)
     old, others = answered.said(np.concatenate([material.vectors[at], rehearsed]))

@@ -181,8 +181,9 @@ def _fitted(
     else:
         accuracies, unseen = {}, head.unseen(material, shrinkage)
     answered = Answered.of(old, material.label_ids)
-    calibration = head.calibrate(material, answered, shrinkage, unseen, REHEARSAL_WEIGHT)
-    made = head.merged(answered, material.label_ids, head.evidence(material, shrinkage), calibration)
+    evidence = head.evidence(material, shrinkage)
+    calibration = head.calibrate(material, answered, evidence, unseen, REHEARSAL_WEIGHT)
+    made = head.merged(answered, material.label_ids, evidence, calibration)
     measured = _unseen(material, parts, answered, made, unseen, calibration)
     rows = _rows(made, material.label_ids)
     learned = thresholds.learn(measured.scored, made.thresholds, rows, settings.target_precision)

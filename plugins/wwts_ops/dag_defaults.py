@@ -12,6 +12,8 @@ from wwts_ops.settings import Settings
 
 #: Told whenever consumers read another snapshot.
 PUBLISHED_TAGS = Asset(name="wwts_published_tags", uri="wwts://published/tags")
+#: So many new answers wait that the head should be trained.
+ENOUGH_ANSWERS = Asset(name="wwts_answers", uri="wwts://answers/enough")
 
 #: Bad input fails the same way every time; a server that is away, or too little memory, may not.
 RETRIES = ExceptionRetryPolicy(

@@ -97,7 +97,7 @@ def plan(settings: Settings, wanted: Order, executor: str) -> Night | None:
     todo = [
         {"run_key": one.run_key, "shard": number}
         for one in open_plans
-        for number in sorted(set(range(one.shards)) - {shard.number for shard in publish.done_shards(store, one)})
+        for number in sorted(set(range(one.shards)) - {shard.number for shard in tagging.done_shards(store, one)})
     ]
     run_keys = [one.run_key for one in open_plans]
     return {"date": wanted.date.isoformat(), "run_keys": run_keys, "shards": todo[:_MAX_MAPPED]}
@@ -216,7 +216,7 @@ def finish(settings: Settings, run_keys: Iterable[str]) -> None:
     store = Store.of(settings)
     run_keys = list(run_keys)
     plans = [planning.read(store, run_key) for run_key in run_keys]
-    done_by_run = {plan_.run_key: publish.done_shards(store, plan_) for plan_ in plans}
+    done_by_run = {plan_.run_key: tagging.done_shards(store, plan_) for plan_ in plans}
     if not publish.is_current(store, settings):
         # Another process finished a shard after this one had published; it may be gone by now.
         publish_tags(settings)
@@ -251,7 +251,7 @@ def _sums(store: Store, plans: Iterable[planning.Plan]) -> dict[str, Any]:
             carried_over=plan_.carried_over,
             broken_rows=plan_.broken_rows,
         )
-        for shard in publish.done_shards(store, plan_):
+        for shard in tagging.done_shards(store, plan_):
             done = store.read_json(shard.marker)
             reasons.update(done.pop("reasons"))
             seconds += done.pop("seconds")

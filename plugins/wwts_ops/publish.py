@@ -27,7 +27,7 @@ from wwts_ops.retags import Retag
 from wwts_ops.schemas import PUBLISHED, QUARANTINE, TAGS
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Pointer, Store
-from wwts_ops.tagging import Shard
+from wwts_ops.tagging import Shard, done_shards
 
 log = structlog.get_logger(__name__)
 
@@ -268,12 +268,6 @@ def _refuse_lost_answers(store: Store, pointer: Pointer | None, layers: _Layers)
             "it is another one, or has lost some. Set WWTS_DATABASE_URL or restore the database from a backup; to "
             f"publish without them all the same, delete {store.path(POINTER)}."
         )
-
-
-def done_shards(store: Store, plan: Plan) -> list[Shard]:
-    """The shards of ``plan`` whose done-marker is there, in order."""
-    markers = set(store.list(f"runs/{plan.run_key}", ".json"))
-    return [shard for shard in (Shard(plan, number) for number in range(plan.shards)) if shard.marker in markers]
 
 
 def _kept(store: Store, inputs: _Inputs) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ from wwts_ops.runtime import Scorer
 from wwts_ops.schemas import EMBEDDINGS, PUBLISHED
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
-from wwts_ops.tagging import ordered
+from wwts_ops.tagging import done_shards, ordered
 from wwts_ops.tracking import ModelVersion
 
 log = structlog.get_logger(__name__)
@@ -129,7 +129,7 @@ def _census(store: Store, settings: Settings) -> _Census:
     for plan in plans:
         if plan.backbone_sha256 == model.backbone_sha256:
             named = (plan.backbone_sha256, plan.date, plan.run_key)
-            final |= {embeddings.part_key(*named, shard.number) for shard in publish.done_shards(store, plan)}
+            final |= {embeddings.part_key(*named, shard.number) for shard in done_shards(store, plan)}
     parts = [key for key in embeddings.parts(store, model.backbone_sha256) if key in final]
     return _Census(model, plans, tuple(parts))
 

@@ -72,6 +72,12 @@ class Shard:
         return f"{dataset}/date={self.plan.date}/part-{self.plan.run_key}-{self.number:05d}.parquet"
 
 
+def done_shards(store: Store, plan: Plan) -> list[Shard]:
+    """The shards of ``plan`` whose done-marker is there, in order."""
+    markers = set(store.list(f"runs/{plan.run_key}", ".json"))
+    return [shard for shard in (Shard(plan, number) for number in range(plan.shards)) if shard.marker in markers]
+
+
 @dataclass(frozen=True)
 class Machine:
     """What a shard runs with, loaded once a process."""

@@ -18,7 +18,7 @@ from wwts_ops.planning import Plan
 from wwts_ops.schemas import PUBLISHED, QUARANTINE, TAGS
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
-from wwts_ops.tagging import Shard
+from wwts_ops.tagging import done_shards
 
 #: Column and value by which an image is looked for.
 Key = tuple[str, str]
@@ -71,7 +71,7 @@ class Known:
 
     def __init__(self, store: Store, settings: Settings, drafts: Sequence[Draft]) -> None:
         plans = planning.claimed(store)
-        shards = [shard for plan in plans for shard in _done(store, plan)]
+        shards = [shard for plan in plans for shard in done_shards(store, plan)]
         if not shards:
             raise WwtsError(f"Nothing is tagged in {store.root} yet; run the DAG tag_catalog first.")
         self._roots = _roots(settings, plans)
@@ -162,11 +162,6 @@ def _roots(settings: Settings, plans: Iterable[Plan]) -> list[str]:
     catalogs = dict.fromkeys(plan.catalog for plan in reversed(list(plans)))
     roots = [given, *(root for name in catalogs for root in (name, name.rpartition("/")[0]))]
     return [root for root in dict.fromkeys(roots) if root]
-
-
-def _done(store: Store, plan: Plan) -> list[Shard]:
-    markers = set(store.list(f"runs/{plan.run_key}", ".json"))
-    return [shard for shard in (Shard(plan, number) for number in range(plan.shards)) if shard.marker in markers]
 
 
 def _load(con: Any, keys: Iterable[Key]) -> None:

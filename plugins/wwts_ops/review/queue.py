@@ -6,10 +6,10 @@ import structlog
 
 from wwts_ops import corrections, planning, warehouse
 from wwts_ops.planning import Plan
-from wwts_ops.publish import done_shards
 from wwts_ops.schemas import PLAN, REVIEW_QUEUE, TAGS
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
+from wwts_ops.tagging import done_shards
 
 log = structlog.get_logger(__name__)
 
