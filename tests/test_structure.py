@@ -22,7 +22,7 @@ LONGEST_FILE, LONGEST_TEST = 600, 800
 #: own layer or from one above it, never from one below. A new module takes its place here.
 LAYERS = (
     # Words that everything uses; they know nothing of ours.
-    {"", "errors", "schemas", "records", "health", "watchdog", "logs", "provenance", "verdict", "airflow_plugin"},
+    {"", "errors", "schemas", "records", "health", "watchdog", "logs", "provenance", "verdict"},
     # What surrounds a run.
     {"settings", "deployment", "dag_defaults"},
     # Where things lie, and the ways to read and write them.
@@ -41,7 +41,7 @@ LAYERS = (
         "migrations.versions.*",
     },
     # Pictures and what is known of labels.
-    {"images", "backbones", "backbones.*", "taxonomy", "neardup"},
+    {"images", "backbones", "backbones.*", "taxonomy", "taxonomy_changes", "neardup"},
     # From a picture to a decision; packed with every model.
     {"tagger", "runtime", "decisions", "recognition", "mlflow_model"},
     # From a tagger to a version, its aliases, and back.
@@ -67,8 +67,11 @@ LAYERS = (
     {"retagging", "tagdiff", "tagdiff.*", "backtest", "prune"},
     # All stages together.
     {"night", "rollout"},
+    # What people see and do in a browser.
+    {"web", "web.*"},
     # How it is driven.
     {"servers", "dagprocess", "dagrun", "doctor", "demo", "shardprocess", "retagprocess", "dag_promotion"},
+    {"links", "airflow_plugin"},
     {"cli", "cli.*"},
 )
 

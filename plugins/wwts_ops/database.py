@@ -102,12 +102,121 @@ corrections = sa.Table(
     sa.Column("weak", sa.Boolean, nullable=False),
     sa.Column("shown_because", sa.Text, nullable=False),
     sa.Column("sampling_probability", sa.Double),
-    sa.Column("retracts", sa.BigInteger),
+    sa.Column("retracts", sa.BigInteger, index=True),
     sa.Column("model_version", sa.Text),
     sa.Column("confidence", sa.REAL),
     sa.CheckConstraint(
         "kind IN ('confirm', 'correct', 'wrong_unknown', 'reject_image', 'retract')", name="corrections_kind"
     ),
+)
+
+#: What waits for a person, or did: one row a content. Loaded by the night, kept up by whoever answers.
+review_items = sa.Table(
+    "review_items",
+    metadata,
+    sa.Column("content_sha256", sa.Text, primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("date", sa.Text, nullable=False),
+    sa.Column("image_id", sa.Text, nullable=False),
+    sa.Column("sku_id", sa.Text, index=True),
+    sa.Column("uri", sa.Text, nullable=False),
+    sa.Column("title", sa.Text),
+    sa.Column("tags", sa.JSON, nullable=False),
+    sa.Column("label_id", sa.Text, index=True),
+    sa.Column("label_zh", sa.Text),
+    sa.Column("confidence", sa.REAL),
+    sa.Column("category_path", sa.Text),
+    sa.Column("decision", sa.Text, nullable=False),
+    sa.Column("decision_reason", sa.Text),
+    sa.Column("model_version", sa.Text),
+    sa.Column("shown_because", sa.Text, nullable=False),
+    sa.Column("sampling_probability", sa.Double, nullable=False),
+    sa.Column("copies", sa.Integer, nullable=False),
+    sa.Column("skus", sa.Integer, nullable=False),
+    sa.Column("near_group", sa.Text, index=True),
+    sa.Column("near", sa.Integer, nullable=False),
+    sa.Column("siblings", sa.JSON, nullable=False),
+    sa.Column("priority", sa.Integer),
+    sa.Column("value", sa.Double, nullable=False),
+    sa.Column("needed", sa.Integer, nullable=False),
+    sa.Column("blind", sa.Boolean, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("revision", sa.Integer, nullable=False),
+    sa.Column("leased_by", sa.Text),
+    sa.Column("leased_until", UtcDateTime),
+    sa.CheckConstraint("state IN ('open', 'later', 'second', 'disputed', 'done')", name="review_items_state"),
+    sa.Index("review_items_order", "state", "value"),
+)
+
+#: Looks at an item that do not settle it alone: the first of two that are needed, a blind second one, a third.
+review_opinions = sa.Table(
+    "review_opinions",
+    metadata,
+    sa.Column("answer_id", sa.Text, primary_key=True),
+    sa.Column("content_sha256", sa.Text, nullable=False, index=True),
+    sa.Column("person", sa.Text, nullable=False),
+    sa.Column("said_at", UtcDateTime, nullable=False),
+    sa.Column("place", sa.Integer, nullable=False),
+    sa.Column("answer", sa.JSON, nullable=False),
+    sa.Column("agrees", sa.Boolean),
+    sa.Column("withdrawn_at", UtcDateTime),
+)
+
+#: What each person wants to see first.
+review_people = sa.Table(
+    "review_people",
+    metadata,
+    sa.Column("person", sa.Text, primary_key=True),
+    sa.Column("categories", sa.JSON, nullable=False),
+    sa.Column("changed_at", UtcDateTime, nullable=False),
+)
+
+#: Answers whose picture is to become a bad case, and what came of it.
+review_marks = sa.Table(
+    "review_marks",
+    metadata,
+    sa.Column("answer_id", sa.Text, primary_key=True),
+    sa.Column("content_sha256", sa.Text, nullable=False),
+    sa.Column("image_id", sa.Text),
+    sa.Column("labels", sa.JSON, nullable=False),
+    sa.Column("never_regress", sa.Boolean, nullable=False),
+    sa.Column("person", sa.Text, nullable=False),
+    sa.Column("marked_at", UtcDateTime, nullable=False),
+    sa.Column("comment", sa.Text),
+    sa.Column("done_at", UtcDateTime),
+    sa.Column("outcome", sa.Text),
+)
+
+#: Labels that people missed, until somebody who may change the taxonomy decides.
+label_proposals = sa.Table(
+    "label_proposals",
+    metadata,
+    sa.Column("proposal_id", sa.Text, primary_key=True),
+    sa.Column("label_zh", sa.Text, nullable=False),
+    sa.Column("label_en", sa.Text, nullable=False),
+    sa.Column("synonyms_zh", sa.Text, nullable=False),
+    sa.Column("category_path", sa.Text, nullable=False),
+    sa.Column("content_sha256", sa.Text),
+    sa.Column("answer_id", sa.Text),
+    sa.Column("person", sa.Text, nullable=False),
+    sa.Column("proposed_at", UtcDateTime, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("label_id", sa.Text),
+    sa.Column("decided_by", sa.Text),
+    sa.Column("decided_at", UtcDateTime),
+    sa.CheckConstraint("state IN ('open', 'accepted', 'merged', 'refused')", name="label_proposals_state"),
+)
+
+#: Who changed what on the pages, other than single answers; triggers refuse to change or delete one.
+review_events = sa.Table(
+    "review_events",
+    metadata,
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("happened_at", UtcDateTime, nullable=False),
+    sa.Column("person", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False),
+    sa.Column("detail", sa.JSON, nullable=False),
 )
 
 

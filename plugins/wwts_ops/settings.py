@@ -54,7 +54,16 @@ class Settings(BaseSettings):
     )
     thumbnails: Literal["all", "review", "none"] = Field("all", description="which images get a 320 px thumbnail")
     reviewers: CommaList = Field((), description="Airflow users who may answer")
-    review_admins: CommaList = Field((), description="Airflow users who may change the taxonomy")
+    review_admins: CommaList = Field(
+        (), description="Airflow users who may also change the taxonomy and take back what others answered"
+    )
+    audit_rate: float = Field(0.02, ge=0, le=1, description="share of sure images that a person looks at nevertheless")
+    second_looks: float = Field(0.02, ge=0, le=1, description="share of items that get a blind second answer")
+    forced_answers: int = Field(1, ge=1, le=2, description="people who must agree on what a person always sees")
+    lease_minutes: float = Field(5.0, gt=0, le=60, description="minutes an item that somebody looks at is theirs")
+    reminder_schedule: str = Field("30 7 * * *", description="cron of the message to the reviewers; or 'none'")
+    notify: CommaList = Field((), description="Apprise URLs for messages: dingtalk://…, wecombot://…, feishu://…")
+    public_url: str = Field("", description="Airflow's address as people type it; makes the link of a message")
 
     approvers: CommaList = Field((), description="Airflow users who may approve a promotion; default: all who may act")
     approval_hours: float = Field(24.0, gt=0, description="hours a promotion waits for a person; then it is rejected")
@@ -104,7 +113,9 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(60.0, ge=0, description="seconds between tries")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else json")
 
-    @field_validator("reviewers", "review_admins", "approvers", "forced_review", "https_hosts", "tags", mode="before")
+    @field_validator(
+        "reviewers", "review_admins", "notify", "approvers", "forced_review", "https_hosts", "tags", mode="before"
+    )
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
