@@ -26,7 +26,7 @@ demo: $(STAMP) ## Tag real photographs, no server needed (CATALOG=folder or mani
 	@$(BIN)/wwts demo --catalog "$(CATALOG)"
 
 test: $(STAMP) ## Run the whole test suite, some files at a time (TESTS=tests/test_x.py for some of it)
-	$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 up: $(STAMP) ## Start Airflow and MLflow on this machine; Ctrl-C stops all of it
 	@$(BIN)/wwts up

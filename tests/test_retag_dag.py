@@ -10,6 +10,8 @@ from retag_shop import RetagShop, make_tagger
 
 from wwts_ops import published, retags
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def shop(clean_environment: None, tmp_path: Path) -> RetagShop:

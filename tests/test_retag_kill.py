@@ -16,6 +16,8 @@ from retag_shop import TAG_COLUMNS, RetagShop, make_tagger, retag_and_die
 from wwts_ops import embeddings, retags
 from wwts_ops.storage import Store
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 120
 #: Every so many changes of the store one kill, in turn just before and just after it.
 STEP = 6
