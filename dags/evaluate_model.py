@@ -7,7 +7,7 @@ from typing import Any
 
 from airflow.sdk import Param, dag, get_current_context, task
 
-from wwts_ops import settings
+from wwts_ops import links, settings
 from wwts_ops.dag_defaults import dag_arguments
 
 SETTINGS = settings.load()
@@ -70,4 +70,4 @@ def evaluate_model() -> None:
     accuracy(order) >> latency(order) >> judge(order)
 
 
-evaluate_model()
+links.attach("evaluate_model", evaluate_model())

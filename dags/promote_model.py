@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airflow.sdk import Param, dag
 
-from wwts_ops import settings
+from wwts_ops import links, settings
 from wwts_ops.dag_defaults import dag_arguments
 from wwts_ops.dag_promotion import promotion_tasks, waiting_time
 
@@ -54,4 +54,4 @@ def promote_model() -> None:
     promotion_tasks(SETTINGS)
 
 
-promote_model()
+links.attach("promote_model", promote_model())

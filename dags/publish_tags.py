@@ -1,4 +1,7 @@
-"""Answers of people go live within minutes, without tagging: look what is new ► publish ► tell the training."""
+"""Answers of people go live within minutes, without tagging: look what is new ► publish ► tell the training.
+
+Beside it, what they marked while they reviewed becomes bad cases.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,14 @@ SETTINGS = settings.load()
 )
 def publish_tags() -> None:
     """From new answers to a new snapshot."""
+
+    # Nothing waits for it: a picture that cannot be read must not hold up what consumers read.
+    @task(task_display_name="收录坏例")
+    def adopt() -> dict[str, int]:
+        from wwts_ops.badcases import marks
+        from wwts_ops.storage import Store
+
+        return vars(marks.adopt(Store.of(SETTINGS), SETTINGS))
 
     @task(outlets=[PUBLISHED_TAGS], task_display_name="发布")
     def publish() -> str:
@@ -56,6 +67,7 @@ def publish_tags() -> None:
 
         publish.announced(Store.of(SETTINGS), waiting["upto"])
 
+    adopt()
     waiting = announce()
     publish() >> waiting >> note(waiting)
 

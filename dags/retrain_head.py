@@ -7,7 +7,7 @@ from typing import Any
 from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from wwts_ops import settings
+from wwts_ops import links, settings
 from wwts_ops.dag_defaults import ENOUGH_ANSWERS, dag_arguments
 from wwts_ops.dag_promotion import promotion_tasks, waiting_time
 
@@ -158,4 +158,4 @@ def retrain_head() -> None:
     wanted >> promotion_tasks(SETTINGS, version)
 
 
-retrain_head()
+links.attach("retrain_head", retrain_head())

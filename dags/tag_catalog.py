@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import CronPartitionTimetable, Param, TriggerRule, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowSkipException
 
-from wwts_ops import settings
+from wwts_ops import links, settings
 from wwts_ops.dag_defaults import PUBLISHED_TAGS, dag_arguments
 
 SETTINGS = settings.load()
@@ -96,4 +96,4 @@ def tag_catalog() -> None:
     [shards, tagged] >> published >> routed >> paged >> finish(planned)
 
 
-tag_catalog()
+links.attach("tag_catalog", tag_catalog())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -125,6 +127,71 @@ def test_no_rows() -> None:
     assert decider(np.empty((0, 1), np.float32)) == []
 
 
+# ------------------------------------------------------------------ labels that map to others
+
+BERRY = Label("t:berry", "野莓", category_path="生鲜", maps_to="t:strawberry")
+MERGED = Label("t:merged", "洋莓", category_path="生鲜", enabled=False, maps_to="t:strawberry")
+
+
+def test_a_label_that_maps_adds_its_score_to_the_other() -> None:
+    decision = decide([RIFLE, BERRY, STRAWBERRY, MERGED], [0.375, 0.25, 0.25, 0.125], threshold=0.6)
+    assert [(tag.label_id, tag.label_zh, tag.score) for tag in decision.tags] == [
+        ("t:strawberry", "草莓", 0.625),
+        ("t:rifle", "步枪", 0.375),
+    ]
+    assert (decision.decision, decision.reason, decision.category_path) == ("auto", "confident", "生鲜 > 水果 > 莓果")
+
+
+def test_the_threshold_is_that_of_the_label_that_is_given() -> None:
+    taxonomy = Taxonomy("t1", (STRAWBERRY, BERRY))
+    decider = Decider(("t:berry", "t:strawberry"), np.array([0.9, 0.3], np.float32), taxonomy, 5)
+    scores = np.array([[0.4, 0.0], [0.1, 0.1]], np.float32)
+    assert [decision.decision for decision in decider(scores)] == ["auto", "review"]
+
+
+def test_a_label_that_the_head_lacks_has_the_highest_threshold_of_those_that_map_to_it() -> None:
+    taxonomy = Taxonomy("t1", (STRAWBERRY, BERRY, MERGED))
+    decider = Decider(("t:berry", "t:merged"), np.array([0.5, 0.75], np.float32), taxonomy, 5)
+    below, at = decider(np.array([[0.5, 0.125], [0.5, 0.25]], np.float32))
+    assert (below.decision, at.decision) == ("review", "auto")
+    assert [tag.label_id for tag in at.tags] == ["t:strawberry"]
+
+
+def test_a_label_mapped_to_is_judged_by_its_own_rules() -> None:
+    forced = replace(BERRY, maps_to="t:rifle")
+    assert decide([RIFLE, forced], [0.0, 0.9]).reason == "forced_category:武器"
+    off = replace(BERRY, maps_to="t:off")
+    assert decide([OFF, STRAWBERRY, off], [0.25, 0.25, 0.5]).reason == "low_confidence;skipped_off:t:off"
+    unlisted = replace(BERRY, maps_to="t:nowhere")
+    decision = decide([unlisted], [0.9])
+    assert (decision.tags[0].label_zh, decision.decision, decision.reason) == ("t:nowhere", "review", "unlisted_label")
+
+
+def test_a_circle_ends() -> None:
+    """The page refuses one; a store may hold one all the same."""
+    first, second = replace(BERRY, maps_to="t:merged"), replace(MERGED, enabled=True, maps_to="t:berry")
+    decision = decide([first, second], [0.75, 0.25])
+    assert [(tag.label_id, tag.score) for tag in decision.tags] == [("t:merged", 0.75), ("t:berry", 0.25)]
+
+
+def test_scores_that_add_up_to_more_than_one_are_one() -> None:
+    decision = decide([STRAWBERRY, BERRY, RIFLE], [0.75, 0.3, 0.0])
+    assert [tag.score for tag in decision.tags] == [1.0, 0.0]
+
+
+def test_a_sum_does_not_depend_on_its_batch() -> None:
+    """Sums of many float32 differ by the order they are added in."""
+    labels = [STRAWBERRY, *(replace(BERRY, label_id=f"t:{number}") for number in range(50))]
+    scores = np.random.default_rng(7).dirichlet(np.ones(51), 300).astype(np.float32)
+    decider = Decider(
+        tuple(one.label_id for one in labels), np.full(51, 0.5, np.float32), Taxonomy("t1", tuple(labels)), 5
+    )
+    together = decider(scores)
+    assert together == [decision for row in scores for decision in decider(row[None])]
+    assert together == decider(np.asfortranarray(scores))
+    assert decider.columns(scores)["confidence"].to_pylist() == [decision.tags[0].score for decision in together]
+
+
 def test_scores_that_are_no_numbers_are_never_auto() -> None:
     for scores in ([np.nan, np.nan], [np.nan, 0.1]):
         assert decide([STRAWBERRY, TOY_GUN], scores).decision == "review"
@@ -180,8 +247,10 @@ def test_a_decision_does_not_depend_on_its_batch(case: tuple[Decider, np.ndarray
 @settings(deadline=None)
 @given(st.data())
 def test_all_at_once_is_the_same_as_one_by_one(data: st.DataObject) -> None:
-    """With ties, forced, unlisted and switched-off labels, and more rows than are ranked at once."""
-    labels = [STRAWBERRY, RIFLE, TOY_GUN, TOBACCO, LIPSTICK, OFF, OFF_TOO, Label("t:plain", "无类目")]
+    """With ties, forced, unlisted, mapped and switched-off labels, and more rows than are ranked at once."""
+    known = [STRAWBERRY, RIFLE, TOY_GUN, TOBACCO, LIPSTICK, OFF, OFF_TOO, Label("t:plain", "无类目")]
+    targets = st.sampled_from(["", "", "t:strawberry", "t:rifle", "t:off", "t:elsewhere"])
+    labels = [replace(label, maps_to=data.draw(targets)) for label in known]
     listed = data.draw(st.lists(st.sampled_from(labels), unique=True, min_size=0, max_size=len(labels)))
     ids = tuple(data.draw(st.permutations([label.label_id for label in labels])))[: data.draw(st.integers(1, 8))]
     taxonomy = Taxonomy("t1", tuple(listed), ("武器", "烟草"))

@@ -47,6 +47,7 @@ def test_what_it_tells_whom(dag: dict[str, Any]) -> None:
         "publish": ["wwts_published_tags"],
         "announce": ["wwts_answers"],
         "note": [],
+        "adopt": [],
     }
     assert tasks["announce"]["upstream"] == ["publish"]
     assert tasks["note"]["upstream"] == ["announce"]

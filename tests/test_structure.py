@@ -41,7 +41,7 @@ LAYERS = (
         "migrations.versions.*",
     },
     # Pictures and what is known of labels.
-    {"images", "backbones", "backbones.*", "taxonomy", "taxonomy_changes", "neardup"},
+    {"images", "backbones", "backbones.*", "taxonomy", "neardup"},
     # From a picture to a decision; packed with every model.
     {"tagger", "runtime", "decisions", "recognition", "mlflow_model"},
     # From a tagger to a version, its aliases, and back.
@@ -55,10 +55,11 @@ LAYERS = (
     # From a plan to rows.
     {"tagging", "published"},
     # What people said, and what heads say of stored embeddings.
-    {"corrections", "corrections.*"},
+    {"corrections", "corrections.*", "events"},
     {"retags", "backfill"},
     # From rows to what people and shops read.
     {"overlays"},
+    {"taxonomy_changes", "taxonomy_changes.*"},
     {"publish", "webpage", "review", "review.*", "report", "summary"},
     # What a model is judged by.
     {"badcases", "badcases.*", "holdout"},

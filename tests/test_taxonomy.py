@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from wwts_ops import taxonomy
 from wwts_ops.errors import WwtsError
+from wwts_ops.schemas import TAXONOMY
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.taxonomy import ChangedError, Label, Taxonomy
@@ -219,7 +221,7 @@ def test_a_prefix_is_of_levels_not_of_characters() -> None:
 def test_csv_there_and_back() -> None:
     labels = (
         Label("a", "草莓, 红", 'straw"berry', "莓|草莓果", "生鲜 > 水果", forced_review=True),
-        Label("b", "=1+1", enabled=False),
+        Label("b", "=1+1", enabled=False, maps_to="a"),
     )
     data = taxonomy.to_csv(Taxonomy("t", labels))
     assert data.startswith(b"\xef\xbb\xbf")  # else Excel shows mojibake
@@ -328,6 +330,33 @@ def test_a_wrong_edit_changes_nothing(store: Store) -> None:
 def test_an_edit_before_the_first_night_is_told(store: Store) -> None:
     with pytest.raises(WwtsError, match="wwts init"):
         taxonomy.edit(store, "王", {})
+
+
+def test_a_version_knows_what_its_labels_map_to(store: Store) -> None:
+    labels = (Label("a", "甲"), Label("b", "乙", enabled=False, maps_to="a"))
+    put = taxonomy.put(store, Taxonomy("", labels), "王", None)
+    found = taxonomy.read(store, put.version)
+    assert found.labels == labels
+    assert [found.given(label_id) for label_id in ("a", "b", "unknown")] == ["a", "a", "unknown"]
+
+
+def test_a_version_from_before_there_were_mappings(store: Store) -> None:
+    rows = [{**vars(Label("a", "甲")), "label_en": None}]
+    store.write_table("taxonomy/t000001-x/taxonomy.parquet", pa.Table.from_pylist(rows, schema=TAXONOMY))
+    assert taxonomy.read(store, "t000001-x").labels == (Label("a", "甲"),)
+    text = "label_id,label_zh,label_en,synonyms_zh,category_path,forced_review,enabled\na,甲,,,,false,true\n"
+    assert taxonomy.from_csv(text.encode()) == (Label("a", "甲"),)
+
+
+def test_two_who_make_the_same_change_at_once_get_credit_apart(store: Store) -> None:
+    first = taxonomy.ensure(store, ())
+    seen = store.read_pointer(taxonomy.POINTER)
+    same = replace(first, labels=(*first.labels, Label("b", "乙")))
+    theirs = taxonomy.put(store, same, "李", seen)
+    with pytest.raises(ChangedError):
+        taxonomy.put(store, same, "王", seen)
+    table = store.read_table(f"taxonomy/{theirs.version}/taxonomy.parquet")
+    assert table.schema.metadata[b"author"].decode() == "李"
 
 
 def test_an_absent_version(store: Store) -> None:

@@ -220,8 +220,8 @@ class _Scene:
 
     @cached_property
     def labels(self) -> list[str | None]:
-        """The primary label of each row; None where the answer was none."""
-        return [labels[0] if labels else None for labels in self.rows["labels"].to_pylist()]
+        """The primary label of each row, or what it was merged into since; None where the answer was none."""
+        return [self.names.given(labels[0]) if labels else None for labels in self.rows["labels"].to_pylist()]
 
     @cached_property
     def weak(self) -> Array:

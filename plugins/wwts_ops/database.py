@@ -115,7 +115,7 @@ review_items = sa.Table(
     "review_items",
     metadata,
     sa.Column("content_sha256", sa.Text, primary_key=True),
-    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text, nullable=False, index=True),
     sa.Column("date", sa.Text, nullable=False),
     sa.Column("image_id", sa.Text, nullable=False),
     sa.Column("sku_id", sa.Text, index=True),

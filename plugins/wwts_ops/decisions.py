@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -63,7 +63,9 @@ class Decider:
     Attributes:
         label_ids: the label of each score.
         thresholds: ``float32 [labels]``.
-        taxonomy: names, paths, forced and switched-off labels; a label it lacks goes by its id, to review.
+        taxonomy: names, paths, forced and switched-off labels; a label it lacks goes by its id, to review. The score
+            of a label that maps to another is added to that one's. Of a label that is not in ``label_ids`` but mapped
+            to, the threshold is the highest of those that map to it.
         top_k: tags kept.
     """
 
@@ -89,8 +91,14 @@ class Decider:
     def _tables(self) -> _Tables:
         return _Tables.of(self)
 
+    @cached_property
+    def _mapping(self) -> _Mapping | None:
+        return _Mapping.of(self)
+
     def __call__(self, scores: Array) -> list[Decision]:
         """One decision a row of ``scores`` (``float32 [n, labels]``)."""
+        if self._mapping is not None:
+            return self._mapping.decider(self._mapping.added(scores))
         top = scores.argmax(axis=1)
         return [self._decide(*row) for row in zip(scores, self._ranked(scores), top.tolist(), strict=True)]
 
@@ -100,6 +108,8 @@ class Decider:
         Args:
             scores: ``float32 [n, labels]``.
         """
+        if self._mapping is not None:
+            return self._mapping.decider.columns(self._mapping.added(scores))
         best = self._ranked(scores)
         values = np.take_along_axis(scores, best, axis=1)
         tables = self._tables
@@ -170,6 +180,54 @@ class Decider:
             # A name and its rules are missing: nobody decided that it may go live.
             return ((REVIEW, UNLISTED_LABEL),) * 2
         return (REVIEW, LOW_CONFIDENCE), (AUTO, CONFIDENT)
+
+
+@dataclass(frozen=True)
+class _Mapping:
+    """Labels of a head that stand for others.
+
+    Attributes:
+        decider: decides by the labels that are given.
+        firsts: the column of the head that each of those labels begins with, ``int [given labels]``.
+        others: a given label's place and a further column that is added to it, in the order of the head.
+    """
+
+    decider: Decider
+    firsts: Array
+    others: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, decider: Decider) -> _Mapping | None:
+        """None where no label maps to another."""
+        taxonomy, thresholds = decider.taxonomy, decider.thresholds
+        if not any(label.maps_to for label in decider._labels):
+            return None
+        sources: dict[str, list[int]] = {}
+        for column, label_id in enumerate(decider.label_ids):
+            sources.setdefault(taxonomy.given(label_id), []).append(column)
+        places = {label_id: column for column, label_id in enumerate(decider.label_ids)}
+        sure = [
+            thresholds[places[label_id]] if label_id in places else thresholds[columns].max()
+            for label_id, columns in sources.items()
+        ]
+        # What is mapped to is given as it is: one step and no more, so that no circle could trap a night.
+        plain = Taxonomy(
+            taxonomy.version,
+            tuple(replace(label, maps_to="") for label in taxonomy.labels),
+            taxonomy.forced_categories,
+        )
+        given = Decider(tuple(sources), np.asarray(sure, thresholds.dtype), plain, decider.top_k)
+        firsts = np.asarray([columns[0] for columns in sources.values()], np.intp)
+        others = tuple((place, column) for place, columns in enumerate(sources.values()) for column in columns[1:])
+        return cls(given, firsts, others)
+
+    def added(self, scores: Array) -> Array:
+        """``float32 [n, labels]`` of the head → of the labels that are given; sums are at most 1."""
+        found = scores.take(self.firsts, axis=1)
+        # One column after the other, so that a row has the same bits whatever its batch.
+        for place, column in self.others:
+            found[:, place] += scores[:, column]
+        return np.minimum(found, 1, out=found)
 
 
 @dataclass(frozen=True)

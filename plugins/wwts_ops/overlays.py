@@ -27,7 +27,7 @@ HUMAN, CORRECTION = "human", "correction"
 #: Answers that name a label, that take every label away, and that take the image itself away.
 LABELLED, WRONG_UNKNOWN, REJECTED = ("confirm", "correct"), "wrong_unknown", "reject_image"
 
-_NAMES = pa.schema([("label_id", pa.string()), ("label_zh", pa.string()), ("category_path", pa.string())])
+_NAMES = pa.schema([(name, pa.string()) for name in ("label_id", "given_id", "label_zh", "category_path")])
 _LABELLED = ", ".join(f"'{kind}'" for kind in LABELLED)
 
 #: What a pending row takes over from its last live one: the tag, and what made it.
@@ -108,11 +108,8 @@ def lay(con: Any, store: Store, overlay: Overlay) -> None:
 
 def _lay_answers(con: Any, overlay: Overlay) -> None:
     """Table ``answered``: of each content with an answer its kind and tags (null: no tag at all)."""
-    names, labels = overlay.names, [] if overlay.names is None else overlay.names.labels
-    listed = [
-        {"label_id": one.label_id, "label_zh": one.label_zh, "category_path": one.category_path} for one in labels
-    ]
-    con.register("names", pa.Table.from_pylist(listed, schema=_NAMES))
+    names = overlay.names
+    con.register("names", pa.Table.from_pylist([] if names is None else list(_named(names)), schema=_NAMES))
     con.register("answers", overlay.answers.select(["number", "content_sha256", "kind", "labels", "answered_at"]))
     con.execute(
         f"""
@@ -120,21 +117,36 @@ def _lay_answers(con: Any, overlay: Overlay) -> None:
         WITH one_by_one AS (
             SELECT number, unnest(labels) AS label_id, generate_subscripts(labels, 1) AS place
             FROM answers WHERE kind IN ({_LABELLED})
+        ), given AS (
+            -- Two labels of one answer may have become one since.
+            SELECT
+                number, coalesce(n.given_id, o.label_id) AS label_id, min(place) AS place,
+                any_value(coalesce(n.label_zh, o.label_id)) AS label_zh, any_value(n.category_path) AS category_path
+            FROM one_by_one o LEFT JOIN names n USING (label_id) GROUP BY ALL
         ), tagged AS (
             SELECT
                 number,
-                list(
-                    {{'label_id': o.label_id, 'label_zh': coalesce(n.label_zh, o.label_id), 'score': 1.0::FLOAT}}
-                    ORDER BY place
-                ) AS tags,
-                nullif(max(n.category_path) FILTER (place = 1), '') AS category_path
-            FROM one_by_one o LEFT JOIN names n USING (label_id) GROUP BY number
+                list({{'label_id': label_id, 'label_zh': label_zh, 'score': 1.0::FLOAT}} ORDER BY place) AS tags,
+                nullif(max(category_path) FILTER (place = 1), '') AS category_path
+            FROM given GROUP BY number
         )
         SELECT content_sha256, kind, tags, category_path, answered_at, ?::VARCHAR AS taxonomy_version
         FROM answers LEFT JOIN tagged USING (number)
         """,
         [None if names is None else names.version],
     )
+
+
+def _named(names: Taxonomy) -> Iterator[dict[str, str]]:
+    """Each label, by the name and path of what it was merged into or is mapped to."""
+    for label in names.labels:
+        given = names.by_id.get(names.given(label.label_id), label)
+        yield {
+            "label_id": label.label_id,
+            "given_id": given.label_id,
+            "label_zh": given.label_zh,
+            "category_path": given.category_path,
+        }
 
 
 def _lay_retag(con: Any, store: Store, overlay: Overlay) -> None:

@@ -44,7 +44,7 @@ RETAGGED = pa.schema(
 #: One row a content that a person should look at, best use of a look first: as ``REVIEW_QUEUE``, and what the page
 #: shows beside it. ``value``: what a look is worth, larger first. ``skus``: published SKUs with the same content.
 #: ``near_group``: what looks alike has the same one, null when alone; ``near``: how many others are in it.
-#: ``siblings``: other published images of the SKU, one a content, at most 20.
+#: ``siblings``: other published images of the SKU, one a content, at most 20; ``skus`` of theirs as of the row.
 REVIEW_ITEMS = pa.schema(
     [
         *REVIEW_QUEUE,
@@ -67,6 +67,7 @@ REVIEW_ITEMS = pa.schema(
                             pa.field("label_zh", pa.string()),
                             pa.field("confidence", pa.float32()),
                             pa.field("model_version", pa.string()),
+                            pa.field("skus", pa.int32(), nullable=False),
                         ]
                     ),
                 )

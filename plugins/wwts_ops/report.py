@@ -500,13 +500,4 @@ def _short(value: int) -> str:
 
 def _why(picture: Picture) -> str:
     """The decision's reason as a sentence."""
-    kind, _, path = picture.reason.partition(":")
-    sentences = {
-        "confident": "置信度达标",
-        "low_confidence": "置信度不足",
-        "unlisted_label": "标签体系里没有这个标签",
-        "forced_label": "按规定，该标签必须人工审核",
-        "forced_category": f"按规定，“{webpage.text(path, 40)}”类目必须人工审核",
-    }
-    sentence = sentences.get(kind, webpage.text(picture.reason, 40))
-    return f"{sentence}（首选标签“{webpage.text(picture.skipped, 30)}”已停用）" if picture.skipped else sentence
+    return webpage.decision_reason(picture.reason, picture.skipped)

@@ -102,7 +102,8 @@ REVIEW_QUEUE = pa.schema(
     ]
 )
 
-#: A taxonomy: names, paths and rules of every label. ``category_path`` is ``一级 > 二级 > 三级``.
+#: A taxonomy: names, paths and rules of every label. ``category_path`` is ``一级 > 二级 > 三级``. Code that was packed
+#: with a version reads these columns whatever release wrote them, so it must agree on them with that release.
 TAXONOMY = pa.schema(
     [
         pa.field("label_id", pa.string(), nullable=False),
@@ -114,6 +115,9 @@ TAXONOMY = pa.schema(
         pa.field("enabled", pa.bool_(), nullable=False),
     ]
 )
+
+#: ``TAXONOMY`` as it is written now: releases that know no ``maps_to`` neither wrote it nor miss it.
+MAPPED_TAXONOMY = pa.schema([*TAXONOMY, pa.field("maps_to", pa.string())])
 
 #: One row a bad case, in the order they were added; ``retired_*`` are null while it is in force. Times are UTC.
 BADCASES = pa.schema(

@@ -94,7 +94,7 @@ def airflow_environment(settings: Settings, home: Path) -> dict[str, str]:
     kept = _kept(home / _SECRETS, _new_secrets)
     _kept(home / _PASSWORDS, _new_password)
     inherited = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
-    return {**_defaults(), **inherited, **_exported(settings), **_owned(home, kept)}
+    return {**_defaults(), **inherited, **_people(settings), **_exported(settings), **_owned(home, kept)}
 
 
 def _defaults() -> dict[str, str]:
@@ -105,6 +105,12 @@ def _defaults() -> dict[str, str]:
         "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": str(MAX_FAILED_HEARTBEATS),
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # its default of 7 is four minutes of silence
     }
+
+
+def _people(settings: Settings) -> dict[str, str]:
+    """Our Airflow has one user: where nobody is named, that one may do everything on the review page."""
+    found = {"WWTS_REVIEWERS": settings.reviewers, "WWTS_REVIEW_ADMINS": settings.review_admins}
+    return {name: USER for name, people in found.items() if not people}
 
 
 def _folders() -> dict[str, str]:

@@ -372,7 +372,8 @@ class _Results:
             "image_tagged",
             image_hash=item.sha,
             latency_ms=round((item.decode_seconds + item.embed_seconds) * 1e3, 2),
-            objects_found=sum(tag.score >= self._thresholds[tag.label_id] for tag in decision.tags),
+            # A label that others are mapped to may have no threshold of its own.
+            objects_found=sum(tag.score >= self._thresholds.get(tag.label_id, 1.0) for tag in decision.tags),
             decision=decision.decision,
             label_id=first and first.label_id,
             score=first and round(first.score, 4),

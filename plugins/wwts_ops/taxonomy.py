@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib.resources import files
 from types import MappingProxyType
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from wwts_ops.errors import WwtsError
-from wwts_ops.schemas import TAXONOMY
+from wwts_ops.schemas import MAPPED_TAXONOMY
 
 if TYPE_CHECKING:
     from wwts_ops.storage import Pointer, Store
 
-_POINTER = "taxonomy/current.json"
+#: Names the version in force.
+POINTER = "taxonomy/current.json"
 CSV_COLUMNS = ("label_id", "label_zh", "label_en", "synonyms_zh", "category_path")
 
 
@@ -36,7 +38,17 @@ class ChangedError(WwtsError):
 
 @dataclass(frozen=True)
 class Label:
-    """One label. ``synonyms_zh`` are joined by ``|``, the levels of ``category_path`` by `` > ``."""
+    """One label.
+
+    Attributes:
+        label_id: what it is known by, for ever.
+        label_zh, label_en: its names.
+        synonyms_zh: joined by ``|``.
+        category_path: levels joined by `` > ``.
+        forced_review: a person always looks.
+        enabled: False: it is never given.
+        maps_to: the id of the label that is given in its stead; empty: none.
+    """
 
     label_id: str
     label_zh: str
@@ -45,6 +57,7 @@ class Label:
     category_path: str = ""
     forced_review: bool = False
     enabled: bool = True
+    maps_to: str = ""
 
 
 _NO_LABELS: Mapping[str, Label] = MappingProxyType({})
@@ -62,6 +75,11 @@ class Taxonomy:
     def by_id(self) -> dict[str, Label]:
         """Labels by ``label_id``."""
         return {label.label_id: label for label in self.labels}
+
+    def given(self, label_id: str) -> str:
+        """The id of the label that is given where this one is meant: what it maps to, else itself."""
+        label = self.by_id.get(label_id)
+        return label_id if label is None else label.maps_to or label_id
 
     def forced_reason(self, label_id: str) -> str | None:
         """Why a person must see this label (``forced_label`` or ``forced_category:<path>``), or None."""
@@ -83,7 +101,7 @@ def embedded_labels() -> tuple[Label, ...]:
 
 def current(store: Store) -> Taxonomy | None:
     """The version in force, or None before the first night."""
-    pointer = store.read_pointer(_POINTER)
+    pointer = store.read_pointer(POINTER)
     return None if pointer is None else read(store, str(pointer.value["version"]))
 
 
@@ -95,7 +113,9 @@ def read(store: Store, version: str) -> Taxonomy:
     """
     table = store.read_table(f"taxonomy/{version}/taxonomy.parquet")
     forced = (table.schema.metadata or {}).get(b"forced_categories", b"").decode()
-    rows = table.select([field.name for field in TAXONOMY]).to_pylist()
+    known = table.select([name for name in MAPPED_TAXONOMY.names if name in table.column_names])
+    # An empty text may be null, and a version from before there was `maps_to` has none.
+    rows = ({name: value for name, value in row.items() if value is not None} for row in known.to_pylist())
     labels = tuple(Label(**row) for row in rows)
     return Taxonomy(version, labels, tuple(part for part in forced.split("\n") if part))
 
@@ -123,8 +143,11 @@ def ensure(store: Store, forced_review: tuple[str, ...]) -> Taxonomy:
         return ensure(store, forced_review)
 
 
-def put(store: Store, taxonomy: Taxonomy, author: str, expected: Pointer | None) -> Taxonomy:
+def put(store: Store, taxonomy: Taxonomy, author: str, expected: Pointer | None, note: str = "") -> Taxonomy:
     """Writes ``taxonomy`` as a new version and puts it in force.
+
+    Who made it, when (UTC), from which version and ``note`` stand in the schema metadata of its table, and so outlive
+    the pointer.
 
     Raises:
         WwtsError: when it contradicts itself.
@@ -132,12 +155,15 @@ def put(store: Store, taxonomy: Taxonomy, author: str, expected: Pointer | None)
     """
     check(taxonomy.labels)
     number = (expected.sequence if expected else 0) + 1
-    table = pa.Table.from_pylist([vars(label) for label in taxonomy.labels], schema=TAXONOMY)
-    table = table.replace_schema_metadata({"forced_categories": "\n".join(taxonomy.forced_categories)})
-    version = f"t{number:06d}-{_digest(taxonomy)[:12]}"
+    previous = str(expected.value["version"]) if expected else None
+    table = pa.Table.from_pylist([vars(label) for label in taxonomy.labels], schema=MAPPED_TAXONOMY)
+    about = {"author": author, "made_at": datetime.now(UTC).isoformat(), "previous": previous or "", "note": note}
+    table = table.replace_schema_metadata({"forced_categories": "\n".join(taxonomy.forced_categories), **about})
+    # Two people who make the same change at once write a table each: one of them gets the pointer, and the credit.
+    version = f"t{number:06d}-{_digest(taxonomy, author)[:12]}"
     store.write_table(f"taxonomy/{version}/taxonomy.parquet", table)
-    pointer = {"version": version, "author": author, "previous": expected.value["version"] if expected else None}
-    if not store.replace_pointer(_POINTER, pointer, expected):
+    pointer = {"version": version, "author": author, "previous": previous}
+    if not store.replace_pointer(POINTER, pointer, expected):
         raise ChangedError("Somebody else changed the taxonomy meanwhile; look at their change and try again.")
     return replace(taxonomy, version=version)
 
@@ -148,7 +174,7 @@ def edit(store: Store, author: str, changes: dict[str, Label]) -> Taxonomy:
     Raises:
         WwtsError: before the first night, or as :func:`put`.
     """
-    pointer = store.read_pointer(_POINTER)
+    pointer = store.read_pointer(POINTER)
     if pointer is None:
         raise WwtsError("There is no taxonomy yet; run `wwts init` first.")
     before = read(store, str(pointer.value["version"]))
@@ -166,7 +192,7 @@ def add(store: Store, author: str, labels: Iterable[Label]) -> tuple[str, ...]:
     Raises:
         WwtsError: before the first night, or as :func:`put`.
     """
-    pointer = store.read_pointer(_POINTER)
+    pointer = store.read_pointer(POINTER)
     if pointer is None:
         raise WwtsError("There is no taxonomy yet; run `wwts init` first.")
     before = read(store, str(pointer.value["version"]))
@@ -206,7 +232,7 @@ def path_of(text: str) -> str:
 def to_csv(taxonomy: Taxonomy) -> bytes:
     """All labels as CSV with a byte-order mark, which Chinese Excel needs."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*CSV_COLUMNS, "forced_review", "enabled"], lineterminator="\r\n")
+    writer = csv.DictWriter(out, [*CSV_COLUMNS, "forced_review", "enabled", "maps_to"], lineterminator="\r\n")
     writer.writeheader()
     writer.writerows(vars(label) for label in taxonomy.labels)
     return out.getvalue().encode("utf-8-sig")
@@ -215,8 +241,8 @@ def to_csv(taxonomy: Taxonomy) -> bytes:
 def from_csv(data: bytes, before: Mapping[str, Label] = _NO_LABELS) -> tuple[Label, ...]:
     """Labels from CSV as :func:`to_csv` writes it.
 
-    ``forced_review`` and ``enabled`` may be left out or empty: they are then those of the label ``before``, since a
-    file of names must not lift what somebody forbade; of a new label, false and true.
+    ``forced_review``, ``enabled`` and ``maps_to`` may be left out or empty: they are then those of the label
+    ``before``, since a file of names must not lift what somebody forbade; of a new label, false, true and none.
 
     Raises:
         WwtsError: naming the line, when it is no CSV, a column is missing, or a flag is neither true nor false.
@@ -249,6 +275,7 @@ def _label(row: dict[str, str], line: int, before: Mapping[str, Label]) -> Label
         **texts,
         forced_review=_flag(row.get("forced_review") or str(old.forced_review), line),
         enabled=_flag(row.get("enabled") or str(old.enabled), line),
+        maps_to=(row.get("maps_to") or old.maps_to).strip(),
     )
 
 
@@ -259,6 +286,6 @@ def _flag(text: str, line: int) -> bool:
         raise WwtsError(f"Line {line}: {text!r} is neither true nor false.") from None
 
 
-def _digest(taxonomy: Taxonomy) -> str:
-    content = to_csv(taxonomy) + "\n".join(taxonomy.forced_categories).encode()
+def _digest(taxonomy: Taxonomy, author: str) -> str:
+    content = to_csv(taxonomy) + "\n".join([*taxonomy.forced_categories, "", author]).encode()
     return hashlib.sha256(content).hexdigest()

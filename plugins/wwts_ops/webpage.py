@@ -117,7 +117,29 @@ def thumbnails(store: Store, contents: Iterable[str]) -> dict[str, bytes]:
 def thumbnail(store: Store, content_sha256: str) -> bytes | None:
     """The stored thumbnail, or None when there is none or it is no JPEG of a thumbnail's size."""
     try:
-        data = store.read_bytes(f"thumbnails/{content_sha256[:2]}/{content_sha256}.jpg")
+        data = store.read_bytes(thumbnail_key(content_sha256))
     except FileNotFoundError:
         return None
     return data if data.startswith(b"\xff\xd8\xff") and len(data) <= LARGEST_THUMBNAIL else None
+
+
+def thumbnail_key(content_sha256: str) -> str:
+    """Where a thumbnail is stored."""
+    return f"thumbnails/{content_sha256[:2]}/{content_sha256}.jpg"
+
+
+def decision_reason(reason: str, skipped: str = "") -> str:
+    """A reason of ``decisions.Decision`` (without what follows ``;``) as a Chinese sentence.
+
+    ``skipped`` is the name of the switched-off label that would have been first, if any.
+    """
+    kind, _, path = reason.partition(":")
+    sentences = {
+        "confident": "置信度达标",
+        "low_confidence": "置信度不足",
+        "unlisted_label": "标签体系里没有这个标签",
+        "forced_label": "按规定，该标签必须人工审核",
+        "forced_category": f"按规定，“{text(path, 40)}”类目必须人工审核" if path else "按规定，该类目必须人工审核",
+    }
+    sentence = sentences.get(kind, text(reason, 40))
+    return f"{sentence}（首选标签“{text(skipped, 30)}”已停用）" if skipped else sentence

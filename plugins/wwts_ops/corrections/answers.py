@@ -7,18 +7,18 @@ in which answers are committed: all up to a number is the same for ever, which i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from wwts_ops import database
-from wwts_ops.database import corrections
+from wwts_ops.database import corrections, review_items
 from wwts_ops.errors import WwtsError
 from wwts_ops.images import REASONS
 from wwts_ops.records import ANSWERS
@@ -143,7 +143,7 @@ class Appender:
     latest: int
 
     def add(self, answers: Sequence[Answer]) -> Recorded:
-        """Adds answers; to be called once. Errors as in :func:`record`."""
+        """Adds answers, and keeps the items of the review page right; to be called once. Errors as :func:`record`."""
         single = {answer.answer_id: answer for answer in reversed(answers)}
         known = self._known(single)
         new = [answer for answer in reversed(single.values()) if answer.answer_id not in known]
@@ -151,6 +151,7 @@ class Appender:
         rows = [{**vars(answer), "number": number} for number, answer in enumerate(new, self.latest + 1)]
         for chunk in _chunks(rows, _ROWS):
             self.connection.execute(sa.insert(corrections), chunk)
+        _settle(self.connection, new)
         return Recorded(len(new), len(answers) - len(new))
 
     def _known(self, ids: dict[str, Answer]) -> set[str]:
@@ -172,6 +173,53 @@ class Appender:
         for number, answer in wanted.items():
             if contents.get(number) != answer.content_sha256:
                 raise WwtsError(f"There is no answer {number} of content {answer.content_sha256[:12]} to retract.")
+
+
+def _settle(connection: sa.Connection, new: Sequence[Answer]) -> None:
+    """Items of what was answered are done, those whose answer was taken back wait again; whoever wrote the answers."""
+    strong = [answer for answer in new if not answer.weak]
+    said = {answer.content_sha256 for answer in strong if answer.kind != "retract"}
+    for chunk in _chunks(sorted({answer.content_sha256 for answer in strong}), _CHUNK):
+        asked = sa.select(review_items).where(review_items.c.content_sha256.in_(chunk))
+        # Always in the same order: two that hold items never wait for each other.
+        items = connection.execute(asked.order_by(review_items.c.content_sha256).with_for_update()).all()
+        answered = standing(connection, [item.content_sha256 for item in items])
+        turned: dict[str, list[str]] = {}
+        for item in items:
+            turned.setdefault(_state(item, answered, said), []).append(item.content_sha256)
+        for state, contents in turned.items():
+            values = {"revision": review_items.c.revision + 1, "leased_by": None, "leased_until": None}
+            these = review_items.c.content_sha256.in_(contents)
+            connection.execute(sa.update(review_items).where(these).values(state=state, **values))
+
+
+def _state(item: sa.Row[Any], answered: Set[str], said: Set[str]) -> str:
+    """What state an item comes to; ``answered``: contents with an answer in force, ``said``: with one of these."""
+    content, state = item.content_sha256, str(item.state)
+    if content not in answered:
+        # Where two must agree, the first one's opinion is no answer: it waits for the second as before.
+        return state if state == "later" or (state in ("second", "disputed") and item.needed > 1) else "open"
+    if content not in said:
+        return state  # one was taken back, and another one is in force
+    # An answer that was there already is looked at by somebody else: theirs is compared, and does not settle it here.
+    return state if state == "second" and item.needed == 1 else "done"
+
+
+def in_force_rows() -> sa.Select[Any]:
+    """Numbers of all answers that are not weak, no retract and not retracted; to be narrowed down by the caller."""
+    retracts = corrections.alias()
+    taken_back = sa.select(retracts.c.number).where(retracts.c.retracts == corrections.c.number)
+    rows = sa.select(corrections.c.number).where(~corrections.c.weak, corrections.c.kind != "retract")
+    return rows.where(~taken_back.exists())
+
+
+def standing(connection: sa.Connection, contents: Sequence[str]) -> set[str]:
+    """Those of ``contents`` that have an answer in force."""
+    found: set[str] = set()
+    for chunk in _chunks(contents, _CHUNK):
+        asked = in_force_rows().with_only_columns(corrections.c.content_sha256)
+        found.update(connection.execute(asked.where(corrections.c.content_sha256.in_(chunk))).scalars())
+    return found
 
 
 @contextmanager

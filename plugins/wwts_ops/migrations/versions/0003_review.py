@@ -44,7 +44,7 @@ def _make_items() -> None:
     op.create_table(
         "review_items",
         sa.Column("content_sha256", sa.Text, primary_key=True),
-        sa.Column("run_id", sa.Text, nullable=False),
+        sa.Column("run_id", sa.Text, nullable=False, index=True),
         sa.Column("date", sa.Text, nullable=False),
         sa.Column("image_id", sa.Text, nullable=False),
         sa.Column("sku_id", sa.Text, index=True),

@@ -1,0 +1,338 @@
+"""The figures of a morning: what waits and until when, how often people and the model agree, what the audit says.
+
+Everything is counted from the database by time windows, so that it costs the same in the first week and in the
+third year.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from statistics import NormalDist
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import sqlalchemy as sa
+
+from wwts_ops import database, planning
+from wwts_ops.corrections.answers import in_force_rows
+from wwts_ops.database import corrections, review_items, review_opinions
+from wwts_ops.settings import Settings
+from wwts_ops.storage import Store
+from wwts_ops.tagging import done_shards
+
+#: Agreement is of the last week; the audit, which sees few images a night, of four.
+AGREEMENT_DAYS, AUDIT_DAYS = 7, 28
+#: Days back in which the last day of work is looked for: the longest Chinese holidays are nine days.
+_PACE_DAYS = 14
+#: Time in which somebody answered at least once counts as work: breaks do not.
+_SLOT = timedelta(minutes=5)
+#: Two-sided 95 %.
+_Z = NormalDist().inv_cdf(0.975)
+_SHOWN = ("review", "forced_review", "audit")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share and its 95 % interval, all 0–1, or None where nothing was counted.
+
+    Attributes:
+        rate: the share.
+        low: of the interval.
+        high: of the interval.
+        answered: what it was counted from.
+        asked: what it could have been counted from: with what nobody has looked at yet.
+    """
+
+    rate: float | None
+    low: float | None
+    high: float | None
+    answered: int
+    asked: int
+
+
+@dataclass(frozen=True)
+class PersonDay:
+    """How many pictures of the queue one person settled, today and yesterday."""
+
+    person: str
+    today: int
+    yesterday: int
+
+
+@dataclass(frozen=True)
+class Night:
+    """How the last night went.
+
+    Attributes:
+        date: of the night.
+        state: ``done``; ``unfinished``, when a plan is not; ``absent``, when neither a plan nor a page is there though
+            the schedule asks for one; ``unplanned``, when none was due yet.
+        images: in the unfinished plans.
+        shards: in the unfinished plans.
+        shards_done: of ``shards``.
+    """
+
+    date: str
+    state: str
+    images: int = 0
+    shards: int = 0
+    shards_done: int = 0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A morning in figures; times and dates are the shop's.
+
+    Attributes:
+        date: today, ISO.
+        left: pictures that wait for a look.
+        disputed: of these, those of which two people said different things.
+        done_today: pictures of the queue that were settled today.
+        done_yesterday: those of the day before.
+        per_hour: settled in an hour of work on ``pace_of``; None when nobody worked in the last two weeks.
+        pace_of: the last day before today on which anybody worked, ISO.
+        done_by: when all will be done at that pace; None when nothing waits or no pace is known.
+        agreement: how often a person confirmed the tag that was shown, in the last 7 days.
+        audit: precision of the tags that go live unseen, estimated from the audit of the last 28 days.
+        people: how often two people who looked blind at the same picture said the same, in the last 28 days.
+        by_person: who settled how much, the most first.
+        night: how the last night went.
+    """
+
+    date: str
+    left: int
+    disputed: int
+    done_today: int
+    done_yesterday: int
+    per_hour: float | None
+    pace_of: str | None
+    done_by: datetime | None
+    agreement: Share
+    audit: Share
+    people: Share
+    by_person: tuple[PersonDay, ...]
+    night: Night
+
+
+def today(settings: Settings, store: Store, now: datetime) -> Figures:
+    """The figures at ``now`` (aware).
+
+    Raises:
+        UnavailableError: when the database or the store does not answer.
+    """
+    database.upgrade(settings)
+    now = now.astimezone(ZoneInfo(settings.timezone))
+    with database.reading(settings) as connection:
+        counted = _counted(connection, now)
+    return Figures(date=now.date().isoformat(), night=night(settings, store, now), **counted)
+
+
+def night(settings: Settings, store: Store, now: datetime) -> Night:
+    """How the night of today's date went, as far as the store tells.
+
+    Raises:
+        UnavailableError: when the store does not answer.
+    """
+    now = now.astimezone(ZoneInfo(settings.timezone))
+    day = now.date().isoformat()
+    open_plans = planning.unfinished(store)
+    if open_plans:
+        done = sum(len(done_shards(store, plan)) for plan in open_plans)
+        images, shards = (sum(getattr(plan, name) for plan in open_plans) for name in ("images", "shards"))
+        return Night(day, "unfinished", images, shards, done)
+    if store.exists(f"reports/date={day}/index.html"):
+        return Night(day, "done")  # without anything new there is no plan, but always a page
+    return Night(day, "absent" if _was_due(settings, now) else "unplanned")
+
+
+def wilson(rate: float, effective: float) -> tuple[float, float]:
+    """The 95 % interval of a share ``rate`` that was seen in ``effective`` (above 0, need not be whole) trials.
+
+    E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927): unlike the
+    usual interval it holds near 0 and 1, where a good model is.
+    """
+    square = _Z * _Z / effective
+    middle = (rate + square / 2) / (1 + square)
+    half = _Z / (1 + square) * math.sqrt(rate * (1 - rate) / effective + square / (4 * effective))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def weighted(seen: Iterable[tuple[bool, float]], waiting: int) -> Share:
+    """The share of True among all that could have been sampled, from a sample of unequal probabilities.
+
+    Each answer stands for 1 / its probability of having been sampled (D. G. Horvitz and D. J. Thompson, "A
+    Generalization of Sampling Without Replacement From a Finite Universe", JASA 47 (1952)), over the sum of these
+    weights (J. Hájek, 1971). The interval is Wilson's at the effective number of answers, (Σw)² / Σw² (L. Kish,
+    "Survey Sampling", 1965): unequal weights tell less than as many equal ones.
+
+    Args:
+        seen: what was found, and the probability (above 0, up to 1) with which it was sampled.
+        waiting: sampled, not yet answered.
+    """
+    rows = [(right, 1 / probability) for right, probability in seen]
+    if not rows:
+        return Share(None, None, None, 0, waiting)
+    total, squares = sum(weight for _, weight in rows), sum(weight * weight for _, weight in rows)
+    rate = sum(weight for right, weight in rows if right) / total
+    return Share(rate, *wilson(rate, total * total / squares), len(rows), len(rows) + waiting)
+
+
+def _counted(connection: sa.Connection, now: datetime) -> dict[str, Any]:
+    states = _grouped(connection, _states())
+    left = sum(count for state, count in states.items() if state != "done")
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    looks = _looks(connection, midnight - timedelta(days=1), now)
+    mine = [look for look in looks if look.answered_at >= midnight]
+    before = [look for look in looks if look.answered_at < midnight]
+    pace = _pace(connection, midnight)
+    return {
+        "left": left,
+        "disputed": states["disputed"],
+        "done_today": _contents(mine),
+        "done_yesterday": _contents(before),
+        "per_hour": round(pace.per_hour, 1) if pace else None,
+        "pace_of": pace.day.isoformat() if pace else None,
+        # Before today's first answer, counted from when people usually begin.
+        "done_by": pace.done_by(left, now if mine else max(now, pace.begins(now))) if pace and left else None,
+        "agreement": _agreement(connection, now - timedelta(days=AGREEMENT_DAYS)),
+        "audit": _audit(connection, now - timedelta(days=AUDIT_DAYS)),
+        "people": _people(connection, now - timedelta(days=AUDIT_DAYS)),
+        "by_person": _by_person(mine, before),
+    }
+
+
+def _grouped(connection: sa.Connection, asked: sa.Select[Any]) -> Counter[Any]:
+    """The counts that ``asked`` gives, by its first column."""
+    return Counter({row[0]: row[1] for row in connection.execute(asked)})
+
+
+def _states() -> sa.Select[Any]:
+    return sa.select(review_items.c.state, sa.func.count()).group_by(review_items.c.state)
+
+
+def _standing(*columns: Any) -> sa.Select[Any]:
+    """``columns`` of the answers that nobody took back."""
+    return in_force_rows().with_only_columns(*columns)
+
+
+def _looks(connection: sa.Connection, since: datetime, until: datetime) -> Sequence[Any]:
+    """Answers that were given on the page of what is or was in the queue, by time."""
+    asked = (
+        _standing(corrections.c.answered_at, corrections.c.answered_by, corrections.c.content_sha256)
+        .join(review_items, review_items.c.content_sha256 == corrections.c.content_sha256)
+        .where(corrections.c.source == "page")
+        .where(corrections.c.answered_at >= since, corrections.c.answered_at < until)
+        .order_by(corrections.c.answered_at)
+    )
+    return connection.execute(asked).all()
+
+
+def _contents(looks: Iterable[Any]) -> int:
+    return len({look.content_sha256 for look in looks})
+
+
+def _by_person(mine: Iterable[Any], before: Iterable[Any]) -> tuple[PersonDay, ...]:
+    counts = [Counter(person for person, _ in {(look.answered_by, look.content_sha256) for look in looks})
+              for looks in (mine, before)]  # fmt: skip
+    days = [PersonDay(person, counts[0][person], counts[1][person]) for person in counts[0].keys() | counts[1].keys()]
+    return tuple(sorted(days, key=lambda day: (-day.today, -day.yesterday, day.person)))
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """How fast all people together were on ``day``, and when on that day they began."""
+
+    day: date
+    per_hour: float
+    began: datetime
+
+    def begins(self, now: datetime) -> datetime:
+        """When people begin today, if they do so at the same time."""
+        return datetime.combine(now.date(), self.began.astimezone(now.tzinfo).time(), now.tzinfo)
+
+    def done_by(self, left: int, start: datetime) -> datetime:
+        """When ``left`` are done by who begins at ``start``, up to the minute."""
+        end = start + timedelta(hours=left / self.per_hour)
+        return (end + timedelta(seconds=59)).replace(second=0, microsecond=0)
+
+
+def _pace(connection: sa.Connection, midnight: datetime) -> _Pace | None:
+    asked = _standing(sa.func.max(corrections.c.answered_at)).where(
+        corrections.c.source == "page",
+        corrections.c.answered_at < midnight,
+        corrections.c.answered_at >= midnight - timedelta(days=_PACE_DAYS),
+    )
+    last = connection.execute(asked).scalar()
+    if last is None:
+        return None
+    start = last.astimezone(midnight.tzinfo).replace(hour=0, minute=0, second=0, microsecond=0)
+    looks = _looks(connection, start, start + timedelta(days=1))
+    if not looks:
+        return None
+    slots = {int(look.answered_at.timestamp() // _SLOT.total_seconds()) for look in looks}
+    hours = len(slots) * _SLOT / timedelta(hours=1)
+    return _Pace(start.date(), _contents(looks) / hours, looks[0].answered_at)
+
+
+def _agreement(connection: sa.Connection, since: datetime) -> Share:
+    """Of pictures that people call bad it is not known whether the tag was right: they are not counted."""
+    asked = (
+        _standing(corrections.c.kind, sa.func.count())
+        .where(corrections.c.answered_at >= since, corrections.c.source == "page")
+        .where(corrections.c.shown_because.in_(_SHOWN), corrections.c.kind != "reject_image")
+        .group_by(corrections.c.kind)
+    )
+    counts = _grouped(connection, asked)
+    return _plain(counts["confirm"], counts.total())
+
+
+def _plain(part: int, whole: int) -> Share:
+    if not whole:
+        return Share(None, None, None, 0, 0)
+    return Share(part / whole, *wilson(part / whole, whole), whole, whole)
+
+
+def _audit(connection: sa.Connection, since: datetime) -> Share:
+    """A picture counts once, by the last that was said of it; one that people call bad says nothing of its tag."""
+    columns = ("content_sha256", "kind", "labels", "labels_before", "sampling_probability")
+    asked = (
+        _standing(*(corrections.c[name] for name in columns))
+        .where(corrections.c.answered_at >= since, corrections.c.shown_because == "audit")
+        .where(corrections.c.sampling_probability.is_not(None))
+        .order_by(corrections.c.number)
+    )
+    last = {row.content_sha256: row for row in connection.execute(asked)}
+    seen = [(_right(row), row.sampling_probability) for row in last.values() if row.kind != "reject_image"]
+    waiting = sa.select(sa.func.count()).where(review_items.c.shown_because == "audit", review_items.c.state != "done")
+    return weighted(seen, connection.execute(waiting).scalar_one())
+
+
+def _right(row: sa.Row[Any]) -> bool:
+    """Whether the tag that was shown is among those that the person gave."""
+    return row.kind == "confirm" or bool(row.labels_before and row.labels_before[0] in row.labels)
+
+
+def _people(connection: sa.Connection, since: datetime) -> Share:
+    asked = (
+        sa.select(review_opinions.c.agrees, sa.func.count())
+        .where(review_opinions.c.agrees.is_not(None), review_opinions.c.withdrawn_at.is_(None))
+        .where(review_opinions.c.said_at >= since)
+        .group_by(review_opinions.c.agrees)
+    )
+    counts = _grouped(connection, asked)
+    return _plain(counts[True], counts.total())
+
+
+def _was_due(settings: Settings, now: datetime) -> bool:
+    """Whether the schedule asks for a night since midnight."""
+    if settings.schedule == "none":
+        return False
+    from croniter import croniter  # type: ignore[import-untyped]  # Airflow's own reader of such lines
+
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    first = croniter(settings.schedule, midnight - timedelta(seconds=1)).get_next(datetime)
+    return bool(first.astimezone(UTC) <= now)

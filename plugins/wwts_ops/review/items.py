@@ -1,0 +1,431 @@
+"""Items: contents that wait for a look, in the database that all who look share.
+
+A night loads what it routed, and ends the wait of what is published no more (:mod:`wwts_ops.review.loading`); whoever
+answers settles an item, in the transaction of the answer (``corrections.answers``).
+
+To look at an item is to lease it for some minutes. Leases run out by the database's clock, and change no revision:
+who answers after theirs ran out is heard as long as nobody else answered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from wwts_ops import database
+from wwts_ops.corrections import answers
+from wwts_ops.database import corrections, review_items, review_opinions
+from wwts_ops.review.loading import (
+    DISPUTED,
+    DONE,
+    FRESH,
+    LATER,
+    OPEN,
+    SECOND,
+    WAITING,
+    close_unlisted,
+    forget,
+    load,
+    load_part,
+    sync,
+)
+from wwts_ops.review.people import Role, role
+from wwts_ops.settings import Settings
+
+__all__ = [
+    "DISPUTED",
+    "DONE",
+    "LATER",
+    "MOST",
+    "OPEN",
+    "SECOND",
+    "WAITING",
+    "Filters",
+    "Item",
+    "alike",
+    "close_unlisted",
+    "facets",
+    "forget",
+    "left",
+    "load",
+    "load_part",
+    "one",
+    "reason_of",
+    "release",
+    "renew",
+    "sync",
+    "take",
+    "take_label",
+]
+
+#: Whatever a caller asks for: more than a screen shows.
+MOST: Final = 200
+_MOST_HELD = 1000
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What to look at; an empty tuple: all.
+
+    Attributes:
+        dates: ISO dates of the nights.
+        categories: path prefixes, such as ``食品 > 水果``.
+        labels: label ids, of the label shown.
+        decisions: ``review``, ``forced_review`` or ``audit``.
+        reasons: decision reasons without what follows ``:`` or ``;``.
+        states: of :data:`WAITING`.
+    """
+
+    dates: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    decisions: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Item:
+    """A content that waits for a look, or did.
+
+    Attributes:
+        content_sha256: 64 hex digits.
+        run_id: key of the run that asked.
+        date: of that run, ISO.
+        image_id, sku_id, uri, title: of the image that stands for the content.
+        tags: best first, each ``label_id``, ``label_zh``, ``score`` (0-1).
+        label_id, label_zh, confidence, category_path, decision, decision_reason, model_version: as the night wrote.
+        shown_because: ``review``, ``forced_review`` or ``audit``.
+        sampling_probability: chance of having been shown, above 0 up to 1.
+        copies: images with this content.
+        skus: SKUs with this content.
+        near_group: same for what looks alike, None when nothing does.
+        near: how many others are in that group.
+        siblings: other images of the SKU, one a content, at most 20; as in ``records.REVIEW_ITEMS``.
+        priority: the shop's own, None when it has none.
+        value: what a look is worth, larger first.
+        needed: people who must agree.
+        blind: whether somebody else is to look again, without seeing the answer.
+        state: ``open``, ``later``, ``second``, ``disputed`` or ``done``.
+        revision: grows with every change of state or answer.
+        leased_by, leased_until: who looks at it (or did last) and until when, UTC.
+    """
+
+    content_sha256: str
+    run_id: str
+    date: str
+    image_id: str
+    sku_id: str | None
+    uri: str
+    title: str | None
+    tags: Sequence[Mapping[str, Any]]
+    label_id: str | None
+    label_zh: str | None
+    confidence: float | None
+    category_path: str | None
+    decision: str
+    decision_reason: str | None
+    model_version: str | None
+    shown_because: str
+    sampling_probability: float
+    copies: int
+    skus: int
+    near_group: str | None
+    near: int
+    siblings: Sequence[Mapping[str, Any]]
+    priority: int | None
+    value: float
+    needed: int
+    blind: bool
+    state: str
+    revision: int
+    leased_by: str | None
+    leased_until: datetime | None
+
+    @property
+    def reason(self) -> str:
+        """The decision's reason without what follows ``:`` or ``;``."""
+        return reason_of(self.decision_reason)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a look is still wanted."""
+        return self.state != DONE
+
+
+def reason_of(decision_reason: str | None) -> str:
+    """A decision's reason without what follows ``:`` or ``;``: what people filter by."""
+    return (decision_reason or "").partition(";")[0].partition(":")[0]
+
+
+# ------------------------------------------------------------------ to whoever looks
+
+
+def take(settings: Settings, person: str, filters: Filters, count: int, held: Sequence[str] = ()) -> list[Item]:
+    """Leases the next best items that ``person`` may look at to them, and gives them.
+
+    First what somebody wants labelled later, then by value. Never what somebody else holds, nor what waits for a
+    second look after their own. What they hold already is given again unless it is among ``held``.
+
+    Args:
+        settings: the database, and ``lease_minutes``.
+        person: Airflow user.
+        filters: what to look at.
+        count: items at most.
+        held: contents that their page has already.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    held = tuple(held)[:_MOST_HELD]
+
+    def wanted(state: str, moment: datetime) -> sa.Select[Any]:
+        asked = _free(_passing(filters), person, moment).where(review_items.c.state == state)
+        asked = _lookable(asked, settings, person, state)
+        return asked.where(review_items.c.content_sha256.not_in(held)) if held else asked
+
+    return _take(settings, person, count, [state for state in WAITING if _asked(filters, state)], wanted)
+
+
+def take_label(settings: Settings, person: str, label_id: str, filters: Filters, count: int) -> list[Item]:
+    """Leases items that show one label, for a page that settles many at a glance: only those that one look settles.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+
+    def wanted(state: str, moment: datetime) -> sa.Select[Any]:
+        asked = _free(_passing(filters), person, moment).where(review_items.c.state == state)
+        return asked.where(review_items.c.label_id == label_id, review_items.c.needed == 1)
+
+    return _take(settings, person, count, [OPEN] if _asked(filters, OPEN) else [], wanted)
+
+
+def _take(
+    settings: Settings,
+    person: str,
+    count: int,
+    states: Sequence[str],
+    wanted: Callable[[str, datetime], sa.Select[Any]],
+) -> list[Item]:
+    count = max(0, min(count, MOST))
+    order = (review_items.c.value.desc(), review_items.c.content_sha256.desc())
+    with database.transaction(settings) as connection:
+        moment = database.now(connection)
+        found: list[Any] = []
+        for state in states:
+            # Each by itself goes through an index and stops. What another taker holds at this moment is passed over.
+            asked = wanted(state, moment).order_by(*order).limit(count).with_for_update(skip_locked=True)
+            found += connection.execute(asked)
+        found.sort(key=lambda row: (row.state != LATER, -row.value))
+        contents = [row.content_sha256 for row in found[:count]]
+        until = moment + timedelta(minutes=settings.lease_minutes)
+        these = review_items.c.content_sha256.in_(contents)
+        connection.execute(sa.update(review_items).where(these).values(leased_by=person, leased_until=until))
+        by_content = {item.content_sha256: item for item in _items(connection, these)}
+        return [by_content[content] for content in contents]
+
+
+def renew(settings: Settings, person: str, contents: Sequence[str]) -> list[str]:
+    """Leases those of ``contents`` for longer that ``person`` still holds, or held last and nobody took; which.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    with database.transaction(settings) as connection:
+        until = database.now(connection) + timedelta(minutes=settings.lease_minutes)
+        return _own(connection, person, contents, {"leased_until": until})
+
+
+def release(settings: Settings, person: str, contents: Sequence[str]) -> None:
+    """Gives those of ``contents`` back that ``person`` holds.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    with database.transaction(settings) as connection:
+        _own(connection, person, contents, {"leased_by": None, "leased_until": None})
+
+
+def _own(connection: sa.Connection, person: str, contents: Sequence[str], values: Row) -> list[str]:
+    """Changes the leases of ``person``; which of ``contents`` are theirs."""
+    given = tuple(dict.fromkeys(contents))[:_MOST_HELD]
+    theirs = (review_items.c.content_sha256.in_(given), review_items.c.leased_by == person)
+    asked = sa.select(review_items.c.content_sha256).where(*theirs, review_items.c.state != DONE)
+    mine = set(connection.execute(asked).scalars())
+    # What is locked is being answered or taken at this moment: it needs nothing, and waiting might never end.
+    free = connection.execute(asked.with_for_update(skip_locked=True)).scalars().all()
+    connection.execute(sa.update(review_items).where(review_items.c.content_sha256.in_(free)).values(**values))
+    return [content for content in given if content in mine]
+
+
+def one(settings: Settings, content: str) -> Item | None:
+    """The item of a content, done or not.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    with database.reading(settings) as connection:
+        return next(_items(connection, review_items.c.content_sha256 == content), None)
+
+
+def alike(settings: Settings, item: Item, limit: int = 60) -> list[Item]:
+    """What looks like ``item`` and that nobody has looked at, best use of a look first.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    if item.near_group is None:
+        return []
+    with database.reading(settings) as connection:
+        found = _items(
+            connection,
+            review_items.c.near_group == item.near_group,
+            review_items.c.state.in_(FRESH),
+            review_items.c.content_sha256 != item.content_sha256,
+        )
+        return sorted(found, key=lambda other: (-other.value, other.content_sha256))[:limit]
+
+
+def _items(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> Iterator[Item]:
+    for row in connection.execute(sa.select(review_items).where(*conditions)).mappings():
+        yield Item(**row)
+
+
+# ------------------------------------------------------------------ what there is
+
+
+def left(settings: Settings, person: str, filters: Filters) -> int:
+    """How many items wait for a look of ``person``, held by others or not.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    count = 0
+    with database.reading(settings) as connection:
+        for state in WAITING:
+            if _asked(filters, state):
+                asked = _lookable(_passing(filters).where(review_items.c.state == state), settings, person, state)
+                count += connection.execute(sa.select(sa.func.count()).select_from(asked.subquery())).scalar_one()
+    return count
+
+
+Facets = dict[str, list[tuple[Any, ...]]]
+
+#: What is counted, and by which filter it is left out.
+_FACETS = {
+    "date": "dates",
+    "category": "categories",
+    "label": "labels",
+    "decision": "decisions",
+    "reason": "reasons",
+}
+_COUNTED = ("label_id", "decision_reason", "shown_because", "date", "category_path", "label_zh")
+
+
+def facets(settings: Settings, filters: Filters) -> Facets:
+    """How many items wait under each value of each filter, with all other filters in force.
+
+    Returns:
+        For ``date``, ``category`` (first level, and first two), ``decision`` and ``reason``: values and counts; for
+        ``label``: label id, name and count. Dates newest first, all others by count.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    columns = [review_items.c[name] for name in _COUNTED]
+    states = [state for state in WAITING if _asked(filters, state)]
+    asked = sa.select(*columns, sa.func.count().label("number")).where(review_items.c.state.in_(states))
+    counts: dict[str, Counter[Any]] = {name: Counter() for name in _FACETS}
+    names: dict[str, str] = {}
+    with database.reading(settings) as connection:
+        # One pass over what waits. Each facet counts what all filters but its own let pass.
+        for row in connection.execute(asked.group_by(*columns)):
+            values = _values(row)
+            missed = [name for name, by in _FACETS.items() if not _fits(values[name], getattr(filters, by))]
+            if row.label_id is not None:
+                names[row.label_id] = row.label_zh or row.label_id
+            for name in _FACETS:
+                if missed in ([], [name]):
+                    counts[name].update(dict.fromkeys(values[name], row.number))
+    return {name: _listed(name, found, names) for name, found in counts.items()}
+
+
+def _values(row: Any) -> dict[str, tuple[str, ...]]:
+    """What an item counts for, under each facet."""
+    levels = (row.category_path or "").split(" > ")
+    paths = tuple(dict.fromkeys(" > ".join(levels[:depth]) for depth in range(1, len(levels) + 1)))
+    return {
+        "date": (row.date,),
+        "category": tuple(path for path in paths if path),
+        "label": () if row.label_id is None else (row.label_id,),
+        "decision": (row.shown_because,),
+        "reason": tuple(reason for reason in (reason_of(row.decision_reason),) if reason),
+    }
+
+
+def _fits(values: Sequence[str], wanted: Sequence[str]) -> bool:
+    return not wanted or not set(values).isdisjoint(wanted)
+
+
+def _listed(name: str, found: Counter[Any], names: Mapping[str, str]) -> list[tuple[Any, ...]]:
+    if name == "date":
+        return sorted(found.items(), reverse=True)
+    if name == "category":
+        found = Counter({path: count for path, count in found.items() if path.count(" > ") < 2})
+    pairs = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
+    return [(value, names[value], count) for value, count in pairs] if name == "label" else list(pairs)
+
+
+def _asked(filters: Filters, state: str) -> bool:
+    return not filters.states or state in filters.states
+
+
+def _passing(filters: Filters) -> sa.Select[Any]:
+    """Items that pass all filters but that of states: what :func:`_take` goes by."""
+    columns = review_items.c
+    asked = sa.select(columns.content_sha256, columns.state, columns.value)
+    if filters.dates:
+        asked = asked.where(columns.date.in_(filters.dates))
+    if filters.labels:
+        asked = asked.where(columns.label_id.in_(filters.labels))
+    if filters.decisions:
+        asked = asked.where(columns.shown_because.in_(filters.decisions))
+    if filters.categories:
+        asked = asked.where(sa.or_(*(_begins(columns.category_path, path, (" > ",)) for path in filters.categories)))
+    if filters.reasons:
+        asked = asked.where(sa.or_(*(_begins(columns.decision_reason, one_, (":", ";")) for one_ in filters.reasons)))
+    return asked
+
+
+def _begins(column: sa.Column[Any], text: str, breaks: Sequence[str]) -> sa.ColumnElement[bool]:
+    """Whether a text is ``text``, or goes on with one of ``breaks``. SQLite's LIKE would not tell a from A."""
+    following = (sa.func.substr(column, 1, len(text) + len(mark)) == text + mark for mark in breaks)
+    return sa.or_(column == text, *following)
+
+
+def _free(asked: sa.Select[Any], person: str, moment: datetime) -> sa.Select[Any]:
+    """Without what somebody else looks at."""
+    columns = review_items.c
+    return asked.where(sa.or_(columns.leased_by.is_(None), columns.leased_by == person, columns.leased_until <= moment))
+
+
+def _lookable(asked: sa.Select[Any], settings: Settings, person: str, state: str) -> sa.Select[Any]:
+    """Without what ``person`` has had a look at and somebody else is to judge; an admin may settle any dispute."""
+    if state in FRESH or (state == DISPUTED and role(settings, person) == Role.ADMIN):
+        return asked
+    content = review_items.c.content_sha256
+    held = sa.select(review_opinions.c.answer_id).where(
+        review_opinions.c.content_sha256 == content,
+        review_opinions.c.person == person,
+        review_opinions.c.withdrawn_at.is_(None),
+    )
+    said = answers.in_force_rows().where(corrections.c.content_sha256 == content, corrections.c.answered_by == person)
+    return asked.where(~held.exists(), ~said.exists())

@@ -1,0 +1,245 @@
+"""What nights ask for becomes items of the database, and what is published no more waits no longer.
+
+Of two runs that ask for one content the later date counts, on one date the greater run key: in whatever order they are
+routed, again and again, the same stands there in the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+import structlog
+
+from wwts_ops import database, published, warehouse
+from wwts_ops.corrections import answers
+from wwts_ops.database import review_items
+from wwts_ops.records import REVIEW_ITEMS
+from wwts_ops.schemas import PUBLISHED
+from wwts_ops.settings import Settings
+from wwts_ops.storage import Store
+
+log = structlog.get_logger(__name__)
+
+#: States of an item: waits; somebody said "wrong, label it later"; was answered once, and somebody else is to look;
+#: two people said different things; settled, or published no more.
+OPEN, LATER, SECOND, DISPUTED, DONE = "open", "later", "second", "disputed", "done"
+WAITING: Final = (LATER, DISPUTED, SECOND, OPEN)
+#: Those that nobody's look has settled half-way.
+FRESH: Final = (OPEN, LATER)
+_CHUNK = 1000
+
+Row = Mapping[str, Any]
+
+
+def load(settings: Settings, rows: pa.Table, date: str) -> int:
+    """Makes items of ``rows`` (schema ``records.REVIEW_ITEMS``), which a run of ``date`` asks for; how many changed.
+
+    A content with an answer in force is left as it is. What is there from an older run is replaced, and stays with
+    whoever holds it and in its state; what is done without an answer in force waits again. All of it or nothing.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    return _load(settings, (rows,), date)
+
+
+def load_part(store: Store, settings: Settings, key: str) -> int:
+    """:func:`load` of a part of the store, some rows at a time: people who answer meanwhile wait for those alone.
+
+    Killed half-way, the run is not finished: it is routed, and so loaded, again.
+
+    Raises:
+        UnavailableError: when the database or the store does not answer.
+    """
+    return sum(_load(settings, (table,), _date(key)) for table in _tables(store, key))
+
+
+def sync(store: Store, settings: Settings) -> int:
+    """Loads every queue in ``store`` of which nothing is there: those of before there were items; how many changed.
+
+    To be called before anything else of here: it makes the tables, too. One look when nothing is new.
+
+    Raises:
+        UnavailableError: when the database or the store does not answer.
+    """
+    database.upgrade(settings)
+    runs = {key.rpartition("/part-")[2].removesuffix(".parquet"): key for key in store.list("review", ".parquet")}
+    if not runs:
+        return 0
+    with database.reading(settings) as connection:
+        asked = sa.select(review_items.c.run_id).where(review_items.c.run_id.in_(list(runs))).distinct()
+        there = set(connection.execute(asked).scalars())
+    # Each at once: who is killed half-way would leave one of which something is there.
+    changed = sum(
+        _load(settings, _tables(store, runs[run]), _date(runs[run])) for run in sorted(runs) if run not in there
+    )
+    if changed:
+        close_unlisted(store, settings)
+        log.info("review_items_synced", changed=changed)
+    return changed
+
+
+def _tables(store: Store, key: str) -> Iterator[pa.Table]:
+    """A queue, some rows at a time; nothing of an empty one."""
+    with store.open(key) as file:
+        yield from (pa.Table.from_batches([batch]) for batch in pq.ParquetFile(file).iter_batches(_CHUNK))
+
+
+def _date(key: str) -> str:
+    return key.split("/")[1].removeprefix("date=")
+
+
+def close_unlisted(store: Store, settings: Settings) -> int:
+    """Ends the wait of contents that no published image has: delisted, or their bytes replaced; how many.
+
+    A night that finds such a content again routes it again.
+
+    Raises:
+        UnavailableError: when the database or the store does not answer.
+    """
+    pointer = published.current(store)
+    if pointer is None or not database.exists(settings):
+        return 0
+    database.upgrade(settings)
+    with database.reading(settings) as connection:
+        asked = sa.select(review_items.c.content_sha256, review_items.c.revision)
+        rows = connection.execute(asked.where(review_items.c.state.in_(WAITING)))
+        waiting = {row.content_sha256: row.revision for row in rows}
+    with warehouse.connect() as con:
+        warehouse.view(con, "published", store, pointer.value["parts"], PUBLISHED)
+        con.register("waiting", pa.table({"content_sha256": pa.array(list(waiting), pa.string())}))
+        found = con.sql("SELECT content_sha256 FROM waiting ANTI JOIN published USING (content_sha256)").fetchall()
+    gone = sorted(content for (content,) in found)
+    closed = sum(_close(settings, {content: waiting[content] for content in chunk}) for chunk in _chunks(gone))
+    if closed:
+        log.info("review_items_closed", reason="published no more", contents=closed)
+    return closed
+
+
+def _close(settings: Settings, revisions: Mapping[str, int]) -> int:
+    """Settles items that nobody touched since they had these revisions."""
+    with database.transaction(settings) as connection:
+        there = _locked(connection, revisions)
+        same = [row["content_sha256"] for row in there if row["revision"] == revisions[row["content_sha256"]]]
+        these = review_items.c.content_sha256.in_(same)
+        connection.execute(sa.update(review_items).where(these).values(state=DONE, **_turned()))
+    return len(same)
+
+
+def forget(settings: Settings, before: str) -> int:
+    """Deletes what is done of nights before a date (ISO), and how many; answers and opinions stay.
+
+    An answer that is taken back later opens nothing any more: keep items for as long as mornings are taken back.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    if not database.exists(settings):
+        return 0
+    database.upgrade(settings)
+    old = (review_items.c.state == DONE, review_items.c.date < before)
+    with database.reading(settings) as connection:
+        contents = connection.execute(sa.select(review_items.c.content_sha256).where(*old)).scalars().all()
+    count = 0
+    for chunk in _chunks(sorted(contents)):
+        with database.transaction(settings) as connection:
+            _locked(connection, chunk)
+            these = review_items.c.content_sha256.in_(chunk)
+            count += connection.execute(sa.delete(review_items).where(these, *old)).rowcount
+    return count
+
+
+def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
+
+
+def _turned() -> dict[str, Any]:
+    """What changes with every state."""
+    return {"revision": review_items.c.revision + 1, "leased_by": None, "leased_until": None}
+
+
+def _locked(connection: sa.Connection, contents: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of those of ``contents`` that are there, held; in one order, so that no two wait for each other."""
+    asked = sa.select(review_items).where(review_items.c.content_sha256.in_(list(contents)))
+    rows = connection.execute(asked.order_by(review_items.c.content_sha256).with_for_update()).mappings()
+    return [dict(row) for row in rows]
+
+
+def _load(settings: Settings, tables: Iterable[pa.Table], date: str) -> int:
+    database.upgrade(settings)
+    changed = 0
+    # Nobody answers meanwhile: what is not answered now is not answered when its item appears.
+    with answers.appending(settings) as appender:
+        for batch in (batch for table in tables for batch in table.to_batches(_CHUNK)):
+            rows = [_whole(row) for row in batch.to_pylist()]
+            changed += _load_rows(appender.connection, settings, rows, date)
+    return changed
+
+
+def _whole(row: dict[str, Any]) -> dict[str, Any]:
+    """``row`` with what a queue of before there were items did not say."""
+    if "value" in row:
+        return row
+    doubt = max(0.01, 1 - (row["confidence"] or 0))
+    forced = 1e9 if row["decision"] == "forced_review" else 0
+    value = doubt * row["copies"] * 2 ** max(-8, min(8, row["priority"] or 0)) + forced
+    return dict.fromkeys(REVIEW_ITEMS.names) | row | {"value": value, "skus": row["copies"], "near": 0}
+
+
+def _load_rows(connection: sa.Connection, settings: Settings, rows: Sequence[Row], date: str) -> int:
+    contents = [row["content_sha256"] for row in rows]
+    there = {row["content_sha256"]: row for row in _locked(connection, contents)}
+    answered = answers.standing(connection, contents)
+    new, changed = [], []
+    for row in rows:
+        content = row["content_sha256"]
+        if content in answered:
+            continue
+        wanted = _columns(settings, row, date)
+        if content not in there:
+            new.append({**wanted, "state": OPEN, "revision": 1})
+        elif (update := _replaced(there[content], wanted)) is not None:
+            changed.append({**update, "content": content})
+    if new:
+        connection.execute(sa.insert(review_items), new)
+    for update in changed:
+        content = update.pop("content")
+        connection.execute(sa.update(review_items).where(review_items.c.content_sha256 == content).values(**update))
+    return len(new) + len(changed)
+
+
+def _columns(settings: Settings, row: Row, date: str) -> dict[str, Any]:
+    content = row["content_sha256"]
+    needed = settings.forced_answers if row["decision"] == "forced_review" else 1
+    digest = hashlib.sha256(f"second:{content}".encode()).digest()
+    blind = needed == 1 and int.from_bytes(digest[:8]) < settings.second_looks * 2**64
+    kept = {name: cell for name, cell in row.items() if name in review_items.c}
+    lists = {"tags": row["tags"] or [], "siblings": row["siblings"] or []}
+    return {**kept, **lists, "date": date, "needed": needed, "blind": blind}
+
+
+#: A run says the same tag of a content whenever it is routed; the rest may grow with its shards.
+_OF_THE_RUN = frozenset({"tags", "confidence"})
+
+
+def _replaced(before: Row, wanted: Row) -> dict[str, Any] | None:
+    """What changes in an item when a run asks for its content, None when nothing does."""
+    if before["state"] == DONE:
+        # Without an answer in force: its content was published no more. Now it is again.
+        waits_again = {**wanted, "state": OPEN, **_turned()}
+        return waits_again if wanted["date"] >= before["date"] else None
+    if (wanted["date"], wanted["run_id"]) < (before["date"], before["run_id"]):
+        return None
+    if wanted["run_id"] != before["run_id"]:
+        update = {**wanted, "revision": review_items.c.revision + 1}
+    else:
+        update = {name: cell for name, cell in wanted.items() if name not in _OF_THE_RUN and cell != before[name]}
+    if before["state"] not in FRESH:
+        # Who looked already did so under these.
+        update = {name: cell for name, cell in update.items() if name not in ("needed", "blind")}
+    return update or None

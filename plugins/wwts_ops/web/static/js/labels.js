@@ -1,0 +1,190 @@
+// All enabled labels, searched in the browser as one types: by Chinese name, synonym, full pinyin, initials (any mix of
+// both: "hongj", "hjiu"), English, id and category. 20,000 labels take some milliseconds a key.
+import { get } from "./api.js";
+
+const held = new Map();
+
+/** Loads the labels of a taxonomy version (once); resolves to what `search` and `byId` use. */
+export function load(version) {
+  if (!held.has(version)) {
+    const loading = get(`api/labels/${encodeURIComponent(version)}`).then((told) => use(told.labels)).then(warm);
+    loading.catch(() => held.delete(version)); // the next call tries again
+    held.set(version, loading);
+  }
+  return held.get(version);
+}
+
+/** The first search of all would be slow: the browser compiles what runs often. */
+function warm(known) {
+  const run = () => ["a", "一"].forEach((text) => search(text));
+  if (globalThis.requestIdleCallback) requestIdleCallback(run, { timeout: 3000 });
+  else setTimeout(run, 500);
+  return known;
+}
+
+let index = [];
+let ids = new Map();
+
+const AT_ONCE = 1000; // rows; more would make a key wait
+
+/** Makes `rows` (as GET /api/labels gives them) the labels that are searched; resolves to their number. */
+export async function use(rows) {
+  const made = [];
+  for (let at = 0; at < rows.length; at += AT_ONCE) {
+    if (at) await new Promise((resolve) => setTimeout(resolve));
+    made.push(...rows.slice(at, at + AT_ONCE).map(entry));
+  }
+  index = made;
+  ids = new Map(index.map((one) => [one.label.label_id, one.label]));
+  narrowed = { asked: "", found: [] };
+  return index.length;
+}
+
+/** {label_id, label_zh, label_en, synonyms, category_path} or undefined. */
+export const byId = (id) => ids.get(id);
+
+export const count = () => index.length;
+
+const fold = (text) => (text ?? "").normalize("NFKC").toLowerCase().trim();
+const list = (value) => (Array.isArray(value) ? value : (value ?? "").split(/[|;；]/)).map((one) => one.trim()).filter(Boolean);
+
+function entry([label_id, label_zh, label_en, synonyms, category_path, pinyin]) {
+  const names = list(synonyms);
+  return {
+    label: { label_id, label_zh, label_en: label_en ?? "", synonyms: names, category_path: category_path ?? "" },
+    zh: fold(label_zh),
+    others: names.map(fold),
+    english: fold(label_en).replaceAll(/[_-]/g, " "),
+    id: fold(label_id),
+    path: fold(category_path),
+    length: Math.min(label_zh.length, 30) / 100, // the shorter of two equally good names
+    spoken: list(pinyin).map(said),
+  };
+}
+
+function said(text) {
+  const syllables = fold(text).split(/[\s']+/);
+  return { syllables, joined: syllables.join(""), initials: syllables.map((one) => one[0]).join("") };
+}
+
+/** What the last query matched: a longer one that begins with it can match nothing else. */
+let narrowed = { asked: "", found: [] };
+
+/** The best labels for what somebody typed: [[label, score]], best (highest score, at most 100) first. */
+export function search(query, limit = 8) {
+  const asked = fold(query);
+  if (!asked) return [];
+  const wanted = asked.split(/\s+/).map(term);
+  const whole = term(asked.replaceAll(/\s+/g, ""));
+  const pool = narrowed.asked && asked.startsWith(narrowed.asked) ? narrowed.found : index;
+  const found = [];
+  const best = [];
+  for (const one of pool) {
+    const score = matched(one, whole, wanted);
+    if (score === 0) continue;
+    found.push(one);
+    place(best, [one.label, score - one.length], limit);
+  }
+  narrowed = { asked, found };
+  return best;
+}
+
+/** "hong jiu" is one name with a gap; "wine red" and "红 酒" are two words that must both be there. */
+function matched(one, whole, wanted) {
+  const score = scored(one, whole);
+  if (wanted.length === 1) return score;
+  let least = 100;
+  for (const word of wanted) {
+    least = Math.min(least, scored(one, word));
+    if (least === 0) return score;
+  }
+  return Math.max(score, least - 5);
+}
+
+/** Keeps the `limit` best, in order; of equal ones the one that came first. */
+function place(best, hit, limit) {
+  if (best.length === limit && best.at(-1)[1] >= hit[1]) return;
+  let at = best.length;
+  while (at > 0 && best[at - 1][1] < hit[1]) at -= 1;
+  best.splice(at, 0, hit);
+  if (best.length > limit) best.pop();
+}
+
+const term = (text) => ({ text, latin: /^[\x20-\x7e]+$/.test(text) });
+
+function scored(one, { text, latin }) {
+  const score = latin ? foreign(one, text) : 0;
+  return score >= 86 ? score : Math.max(score, chinese(one, text)); // Chinese names hold Latin letters too
+}
+
+function chinese(one, asked) {
+  if (one.zh === asked) return 100;
+  if (one.zh.startsWith(asked)) return 92;
+  let best = one.zh.includes(asked) ? 80 : 0;
+  for (const other of one.others) {
+    if (other === asked) best = Math.max(best, 95);
+    else if (other.startsWith(asked)) best = Math.max(best, 84);
+    else if (best < 70 && other.includes(asked)) best = 70;
+  }
+  return best || (one.path.includes(asked) ? 30 : 0);
+}
+
+function foreign(one, asked) {
+  if (one.english === asked || one.id === asked) return 96;
+  let best = 0;
+  for (const said of one.spoken) best = Math.max(best, spoken(said, asked));
+  const at = best < 82 ? one.english.indexOf(asked) : -1;
+  if (at === 0) best = 82;
+  else if (at > 0) best = Math.max(best, one.english[at - 1] === " " ? 74 : 40);
+  return best || (one.id.startsWith(asked) ? 60 : 0);
+}
+
+/** How well `asked` abbreviates the syllables: whole 94, from the start 86, from a later syllable 66. */
+function spoken({ syllables, joined, initials }, asked) {
+  if (joined === asked || (initials === asked && asked.length > 1)) return 94;
+  if (joined.startsWith(asked) || initials.startsWith(asked)) return 86;
+  for (let start = initials.indexOf(asked[0]); start >= 0; start = initials.indexOf(asked[0], start + 1)) {
+    if (abbreviates(syllables, start, asked, 0)) return start > 0 ? 66 : 86;
+  }
+  return 0;
+}
+
+/** Does `asked` from `at` on consist of beginnings (one letter or more each) of syllables from `from` on? */
+function abbreviates(syllables, from, asked, at) {
+  if (at === asked.length) return true;
+  if (from === syllables.length) return false;
+  const syllable = syllables[from];
+  let most = 0;
+  while (most < syllable.length && asked[at + most] === syllable[most]) most += 1;
+  for (let taken = most; taken > 0; taken -= 1) {
+    if (abbreviates(syllables, from + 1, asked, at + taken)) return true;
+  }
+  return false;
+}
+
+/** `text` cut at what matches `asked`: [before, hit, after], for showing why a label was found. */
+export function marked(text, asked) {
+  const wanted = fold(asked);
+  const at = wanted ? text.toLowerCase().indexOf(wanted) : -1;
+  return at < 0 ? [text, "", ""] : [text.slice(0, at), text.slice(at, at + wanted.length), text.slice(at + wanted.length)];
+}
+
+const RECENT = "wwts.recent";
+
+/** The labels picked last in this browser, newest first: the next picture is often of the same kind. */
+export function recent(limit = 6) {
+  try {
+    return JSON.parse(localStorage.getItem(RECENT) ?? "[]").map(byId).filter(Boolean).slice(0, limit);
+  } catch {
+    return [];
+  }
+}
+
+export function remember(labelId) {
+  try {
+    const others = JSON.parse(localStorage.getItem(RECENT) ?? "[]").filter((one) => one !== labelId);
+    localStorage.setItem(RECENT, JSON.stringify([labelId, ...others].slice(0, 20)));
+  } catch {
+    // A convenience only: without storage there is simply no list.
+  }
+}

@@ -1,0 +1,661 @@
+"""Items of the review page, the same on SQLite and on a real PostgreSQL: who gets which, and what ends their wait."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+from move_shop import postgresql
+from review_shop import ADMIN, REVIEWERS, ReviewShop
+from written_nights import Nights, review
+
+from wwts_ops import corrections, database, publish
+from wwts_ops.corrections import Answer
+from wwts_ops.database import review_items, review_opinions
+from wwts_ops.errors import WwtsError
+from wwts_ops.records import REVIEW_ITEMS
+from wwts_ops.review import items, queue
+from wwts_ops.review.items import Filters, Item
+from wwts_ops.schemas import REVIEW_QUEUE
+from wwts_ops.settings import Settings
+
+Make = Callable[..., Settings]
+ALL = Filters()
+DATE, RUN = "2026-03-01", "2026-03-01-aaaaaaaaaaaa"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[sa.URL]:
+    with postgresql() as make:
+        yield sa.make_url(make())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a database with nothing in it; of PostgreSQL a schema, which is made faster than a database."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / '库' / 'wwts.db'}"
+    found: sa.URL = request.getfixturevalue("server")
+    name = f"shop_{uuid.uuid4().hex[:12]}"
+    engine = sa.create_engine(found.set(drivername="postgresql+psycopg"))
+    with engine.begin() as connection:
+        connection.execute(sa.schema.CreateSchema(name))
+    engine.dispose()
+    return found.update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def shop(url: str, make_settings: Make) -> Settings:
+    found = make_settings(database_url=url, review_admins=ADMIN, second_looks=0)
+    database.upgrade(found)
+    return found
+
+
+def content(number: int) -> str:
+    return f"{number:064x}"
+
+
+def row(number: int, **more: Any) -> dict[str, Any]:
+    """What a night asks of a content; worth less the higher its number."""
+    image = {"image_id": f"图 {number}", "sku_id": f"S{number}", "uri": f"{number}.jpg", "title": "标题 😀"}
+    tag = {"label_id": "t:a", "label_zh": "甲", "confidence": 0.25, "category_path": "食品 > 水果"}
+    why = {"decision": "review", "decision_reason": "low_confidence", "shown_because": "review"}
+    numbers = {"rank": number, "copies": 1, "skus": 1, "near": 0, "sampling_probability": 1.0, "value": 1 / number}
+    tags = [{"label_id": "t:a", "label_zh": "甲", "score": 0.25}]
+    known = {"content_sha256": content(number), "run_id": RUN, "tags": tags, "siblings": [], "model_version": "1"}
+    return {**dict.fromkeys(REVIEW_ITEMS.names), **image, **tag, **why, **numbers, **known, **more}
+
+
+def load(shop: Settings, *rows: dict[str, Any], date: str = DATE) -> int:
+    return items.load(shop, pa.Table.from_pylist(list(rows), schema=REVIEW_ITEMS), date)
+
+
+def numbers(found: Sequence[Item]) -> list[int]:
+    return [int(item.content_sha256, 16) for item in found]
+
+
+def taken(shop: Settings, person: str = "小李", filters: Filters = ALL, count: int = 10, **more: Any) -> list[int]:
+    return numbers(items.take(shop, person, filters, count, **more))
+
+
+def item(shop: Settings, number: int) -> Item:
+    found = items.one(shop, content(number))
+    assert found is not None
+    return found
+
+
+def change(shop: Settings, *changed: int, **values: Any) -> None:
+    """What somebody else did, written straight into the table."""
+    with database.transaction(shop) as connection:
+        these = review_items.c.content_sha256.in_([content(number) for number in changed])
+        connection.execute(sa.update(review_items).where(these).values(**values))
+
+
+def expire(shop: Settings, number: int) -> None:
+    change(shop, number, leased_until=datetime.now(UTC) - timedelta(seconds=1))
+
+
+def opine(shop: Settings, number: int, person: str, withdrawn_at: datetime | None = None) -> None:
+    with database.transaction(shop) as connection:
+        row = {"answer_id": f"{person} {number} {withdrawn_at}", "content_sha256": content(number), "person": person}
+        row |= {"said_at": datetime.now(UTC), "place": 1, "answer": {}, "withdrawn_at": withdrawn_at}
+        connection.execute(sa.insert(review_opinions).values(**row))
+
+
+def answer(number: int, by: str = "小李", **more: Any) -> Answer:
+    given = {"kind": "correct", "source": "import", "shown_because": "import", "answered_by": by, **more}
+    given.setdefault("labels", ("t:b",) if given["kind"] in corrections.LABELLED else ())
+    named = f"{number} {by} {given['kind']} {given.get('retracts')}"
+    return Answer(**{"answer_id": named, "answered_at": datetime.now(UTC), "content_sha256": content(number), **given})
+
+
+def retract(number: int, of: int) -> Answer:
+    return answer(number, kind="retract", retracts=of)
+
+
+class TestTake:
+    def test_the_best_use_of_a_look_comes_first(self, shop: Settings) -> None:
+        load(shop, *(row(number) for number in (3, 1, 2, 4)))
+        assert taken(shop, count=3) == [1, 2, 3]
+
+    def test_what_shall_be_labelled_later_comes_before_all(self, shop: Settings) -> None:
+        load(shop, *(row(number) for number in range(1, 6)))
+        change(shop, 4, state="later")
+        change(shop, 5, state="later")
+        change(shop, 2, state="second")
+        assert taken(shop) == [4, 5, 1, 2, 3]
+
+    def test_nobody_gets_what_somebody_else_looks_at(self, shop: Settings) -> None:
+        load(shop, *(row(number) for number in range(1, 6)))
+        assert taken(shop, "小李", count=2) == [1, 2]
+        assert taken(shop, "小张", count=2) == [3, 4]
+        assert taken(shop, "小李", count=9, held=[content(1), content(2)]) == [5]
+        assert taken(shop, "小张", count=9) == [3, 4]
+
+    def test_a_page_that_was_reloaded_gets_its_own_again(self, shop: Settings) -> None:
+        load(shop, row(1), row(2))
+        assert taken(shop, count=1) == taken(shop, count=1) == [1]
+
+    def test_a_lease_ends(self, shop: Settings) -> None:
+        load(shop, row(1))
+        before = datetime.now(UTC)
+        (found,) = items.take(shop, "小李", ALL, 1)
+        assert found.leased_by == "小李"
+        assert found.leased_until is not None
+        assert timedelta(minutes=4) < found.leased_until - before < timedelta(minutes=6)
+        expire(shop, 1)
+        assert taken(shop, "小张") == [1]
+        assert item(shop, 1).leased_by == "小张"
+
+    def test_a_lease_is_no_change_of_what_is_decided_upon(self, shop: Settings) -> None:
+        load(shop, row(1))
+        before = item(shop, 1).revision
+        taken(shop)
+        items.renew(shop, "小李", [content(1)])
+        items.release(shop, "小李", [content(1)])
+        assert item(shop, 1).revision == before
+
+    def test_done_is_done(self, shop: Settings) -> None:
+        load(shop, row(1))
+        change(shop, 1, state="done")
+        assert taken(shop) == []
+        assert taken(shop, filters=Filters(states=("done",))) == []
+
+    @pytest.mark.parametrize(("count", "given"), [(-1, 0), (0, 0), (10**9, items.MOST)])
+    def test_there_is_a_most(self, shop: Settings, count: int, given: int) -> None:
+        load(shop, *(row(number) for number in range(1, items.MOST + 10)))
+        assert len(taken(shop, count=count)) == given
+
+    def test_an_item_comes_as_the_night_wrote_it(self, shop: Settings) -> None:
+        sibling = {"image_id": "别的", "content_sha256": content(9), "label_zh": "乙", "confidence": 0.5, "skus": 3}
+        sibling |= {"label_id": "t:b", "model_version": "2"}
+        given = row(1, siblings=[sibling], near_group="r:1", near=4, priority=-3, copies=5, skus=2)
+        load(shop, given)
+        (found,) = items.take(shop, "小李", ALL, 1)
+        seen = {name: getattr(found, name) for name in REVIEW_ITEMS.names if name != "rank"}
+        assert seen == {name: cell for name, cell in given.items() if name != "rank"}
+        told = (found.date, found.state, found.revision, found.needed, found.blind, found.waits, found.reason)
+        assert told == (DATE, "open", 1, 1, False, True, "low_confidence")
+
+    def test_eight_at_once_never_get_the_same(self, shop: Settings) -> None:
+        load(shop, *(row(number) for number in range(1, 161)))
+
+        def work(person: str) -> list[int]:
+            held: list[int] = []
+            for _ in range(4):
+                held += taken(shop, person, count=5, held=[content(number) for number in held])
+            return held
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(work, [f"人{number}" for number in range(8)]))
+        everything = sorted(number for one in found for number in one)
+        assert everything == list(range(1, 161))
+
+    def test_many_take_answer_and_renew_at_once_and_nothing_is_lost(self, shop: Settings) -> None:
+        load(shop, *(row(number) for number in range(1, 65)))
+
+        def work(person: str) -> list[int]:
+            done: list[int] = []
+            while found := taken(shop, person, count=3):
+                items.renew(shop, person, [content(number) for number in reversed(found)])
+                corrections.record(shop, [answer(number, person) for number in reversed(found)])
+                done += found
+            return done
+
+        with ThreadPoolExecutor(8) as pool:
+            said = [number for one in pool.map(work, [f"人{number}" for number in range(8)]) for number in one]
+        assert sorted(said) == list(range(1, 65))
+        assert corrections.latest(shop) == 64
+        assert items.left(shop, "小李", ALL) == 0
+
+
+class TestSecondLooks:
+    """Nobody judges their own answer."""
+
+    def test_a_blind_second_look_is_somebody_elses(self, shop: Settings) -> None:
+        load(shop, row(1))
+        corrections.record(shop, [answer(1, "小李")])
+        change(shop, 1, state="second")
+        assert taken(shop, "小李") == []
+        assert items.left(shop, "小李", ALL) == 0
+        assert items.left(shop, "小张", ALL) == 1
+        assert taken(shop, "小张") == [1]
+
+    def test_the_second_of_two_is_somebody_elses(self, shop: Settings) -> None:
+        load(shop, row(1))
+        change(shop, 1, state="second", needed=2)
+        opine(shop, 1, "小李")
+        assert taken(shop, "小李") == []
+        assert taken(shop, "小张") == [1]
+
+    def test_who_took_their_opinion_back_may_look_again(self, shop: Settings) -> None:
+        load(shop, row(1))
+        change(shop, 1, state="second", needed=2)
+        opine(shop, 1, "小李", datetime.now(UTC))
+        assert taken(shop, "小李") == [1]
+
+    def test_a_third_person_settles_a_dispute_or_an_admin(self, shop: Settings) -> None:
+        load(shop, row(1))
+        change(shop, 1, state="disputed", needed=2)
+        opine(shop, 1, "小李")
+        opine(shop, 1, ADMIN)
+        assert taken(shop, "小李") == []
+        assert taken(shop, ADMIN) == [1]
+        items.release(shop, ADMIN, [content(1)])
+        assert taken(shop, "小张") == [1]
+
+    def test_who_is_an_admin_waits_for_the_second_look_like_all(self, shop: Settings) -> None:
+        load(shop, row(1))
+        change(shop, 1, state="second", needed=2)
+        opine(shop, 1, ADMIN)
+        assert taken(shop, ADMIN) == []
+
+
+class TestLabel:
+    def test_only_what_shows_the_label_and_one_look_settles(self, shop: Settings) -> None:
+        load(shop, row(1), row(2, label_id="t:b"), row(3), row(4), row(5), row(6))
+        change(shop, 3, needed=2)
+        change(shop, 4, state="later")
+        change(shop, 5, leased_by="小张", leased_until=datetime.now(UTC) + timedelta(hours=1))
+        assert numbers(items.take_label(shop, "小李", "t:a", ALL, 50)) == [1, 6]
+        assert numbers(items.take_label(shop, "小王", "t:b", ALL, 50)) == [2]
+        assert items.take_label(shop, "小李", "t:a", Filters(dates=("2020-01-01",)), 50) == []
+        assert items.take_label(shop, "小李", "t:a", Filters(states=("later",)), 50) == []
+
+
+class TestLeases:
+    def test_what_one_holds_can_be_held_longer(self, shop: Settings) -> None:
+        load(shop, row(1), row(2), row(3))
+        taken(shop, "小李", count=2)
+        taken(shop, "小张")
+        expire(shop, 2)
+        names = [content(3), content(2), content(1), content(9), content(2)]
+        assert items.renew(shop, "小李", names) == [content(2), content(1)]
+        assert taken(shop, "小张", held=[content(3)]) == []
+
+    def test_what_somebody_took_meanwhile_is_theirs(self, shop: Settings) -> None:
+        load(shop, row(1))
+        taken(shop, "小李")
+        expire(shop, 1)
+        taken(shop, "小张")
+        assert items.renew(shop, "小李", [content(1)]) == []
+        items.release(shop, "小李", [content(1)])
+        assert item(shop, 1).leased_by == "小张"
+
+    def test_what_is_given_back_is_free(self, shop: Settings) -> None:
+        load(shop, row(1), row(2))
+        taken(shop, "小李")
+        items.release(shop, "小李", [content(2)])
+        assert taken(shop, "小张") == [2]
+
+    def test_nothing_is_nothing(self, shop: Settings) -> None:
+        assert items.renew(shop, "小李", []) == []
+        items.release(shop, "小李", [])
+        assert taken(shop) == []
+        assert items.one(shop, content(1)) is None
+
+
+class TestAlike:
+    def test_what_looks_alike_and_waits(self, shop: Settings) -> None:
+        load(shop, *(row(number, near_group="r:1", near=4) for number in range(1, 6)), row(6, near_group="r:2"), row(7))
+        change(shop, 2, state="done")
+        change(shop, 3, state="later")
+        change(shop, 4, state="second")
+        assert numbers(items.alike(shop, item(shop, 1))) == [3, 5]
+        assert numbers(items.alike(shop, item(shop, 1), limit=1)) == [3]
+        assert items.alike(shop, item(shop, 7)) == []
+
+
+VARIED = {
+    "date": ["2026-03-01", "2026-03-02"],
+    "category_path": [
+        "食品",
+        "食品 > 水果",
+        "食品 > 水果 > 梨",
+        "食品 > 水果干",
+        "食品店",
+        "Food",
+        "food",
+        "100%",
+        None,
+    ],
+    "label_id": ["t:a", "t:b", "100%", None],
+    "decision_reason": ["low_confidence", "forced_category:食品", "forced_label", "low_confidence;skipped_off:x", None],
+    "shown_because": ["review", "forced_review", "audit"],
+    "state": ["open", "later", "second", "disputed", "done"],
+}
+FILTERS = [
+    ALL,
+    Filters(dates=("2026-03-02",)),
+    Filters(categories=("食品 > 水果",)),
+    Filters(categories=("100%", "food")),
+    Filters(labels=("t:a", "100%")),
+    Filters(decisions=("audit", "forced_review")),
+    Filters(reasons=("low_confidence",)),
+    Filters(reasons=("forced", "forced_category")),
+    Filters(states=("later", "done")),
+    Filters(dates=("2026-03-01",), categories=("食品",), labels=("t:a",), reasons=("low_confidence",)),
+    Filters(categories=("没有",)),
+]
+
+
+def fits(filters: Filters, one: dict[str, Any], besides: str = "") -> bool:
+    """By the words of what a filter is, an item at a time."""
+    path, reason = one["category_path"] or "", (one["decision_reason"] or "").split(";")[0].split(":")[0]
+    passed = {
+        "dates": one["date"] in filters.dates,
+        "categories": any(f"{path} > ".startswith(f"{wanted} > ") for wanted in filters.categories),
+        "labels": one["label_id"] in filters.labels,
+        "decisions": one["shown_because"] in filters.decisions,
+        "reasons": reason in filters.reasons,
+        "states": one["state"] in filters.states,
+    }
+    return one["state"] != "done" and all(
+        through or not getattr(filters, name) or name == besides for name, through in passed.items()
+    )
+
+
+@pytest.fixture
+def varied(shop: Settings) -> list[dict[str, Any]]:
+    """A shop with all kinds of items."""
+    chance = random.Random(3)
+    made = []
+    for number in range(1, 151):
+        kind = {name: chance.choice(values) for name, values in VARIED.items()}
+        kind["label_zh"] = None if kind["label_id"] is None else f"名 {kind['label_id']}"
+        made.append({**row(number), **kind})
+    for date in VARIED["date"]:
+        rows = [{name: one[name] for name in REVIEW_ITEMS.names} for one in made if one["date"] == date]
+        load(shop, *rows, date=str(date))
+    for state in VARIED["state"]:
+        change(shop, *(one["rank"] for one in made if one["state"] == state), state=state)
+    return made
+
+
+class TestFilters:
+    def test_what_is_taken_left_and_counted_agrees(self, shop: Settings, varied: list[dict[str, Any]]) -> None:
+        for number, filters in enumerate(FILTERS):
+            wanted = {one["rank"] for one in varied if fits(filters, one)}
+            assert items.left(shop, "小李", filters) == len(wanted), filters
+            assert set(taken(shop, "小李", filters, items.MOST)) == wanted, filters
+            assert items.facets(shop, filters) == counted(varied, filters), filters
+            assert wanted or number == len(FILTERS) - 1, "a filter that shows nothing proves nothing"
+
+
+def counted(rows: Sequence[dict[str, Any]], filters: Filters) -> dict[str, list[tuple[Any, ...]]]:
+    """Each facet as a person would count: for every value, the items that remain when it is chosen alone."""
+    paths = {
+        " > ".join(one["category_path"].split(" > ")[:depth])
+        for one in rows
+        if one["category_path"]
+        for depth in (1, 2)
+    }
+    labels = {one["label_id"]: one["label_zh"] for one in rows if one["label_id"]}
+    reasons = {"low_confidence", "forced_category", "forced_label"}
+    choices = {
+        "date": ("dates", VARIED["date"]),
+        "category": ("categories", paths),
+        "label": ("labels", labels),
+        "decision": ("decisions", VARIED["shown_because"]),
+        "reason": ("reasons", reasons),
+    }
+    found: dict[str, list[tuple[Any, ...]]] = {}
+    for name, (kind, values) in choices.items():
+        others = [one for one in rows if fits(filters, one, besides=kind)]
+        pairs = [(value, sum(fits(Filters(**{kind: (value,)}), one) for one in others)) for value in values]
+        pairs = sorted((pair for pair in pairs if pair[1]), key=lambda pair: (-pair[1], pair[0]))
+        found[name] = [(value, labels[value], count) for value, count in pairs] if name == "label" else list(pairs)
+    found["date"].sort(reverse=True)
+    return found
+
+
+class TestLoad:
+    def test_what_is_there_is_not_there_twice(self, shop: Settings) -> None:
+        assert load(shop, row(1), row(2)) == 2
+        assert load(shop, row(1), row(2), row(3)) == 1
+        assert item(shop, 1).revision == 1
+
+    def test_a_newer_run_replaces_what_is_still_open(self, shop: Settings) -> None:
+        load(shop, row(1))
+        taken(shop, "小李")
+        newer = row(1, run_id="2026-03-02-bbbbbbbbbbbb", label_id="t:b", confidence=0.5, model_version="2")
+        assert load(shop, newer, date="2026-03-02") == 1
+        found = item(shop, 1)
+        assert (found.date, found.label_id, found.confidence, found.model_version) == ("2026-03-02", "t:b", 0.5, "2")
+        assert (found.revision, found.state, found.leased_by) == (2, "open", "小李")
+        assert load(shop, row(1)) == 0, "the older one comes too late"
+        assert item(shop, 1) == found
+
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 1, 0, 1), (1, 0, 0)])
+    def test_of_two_runs_of_a_day_the_same_one_counts_in_any_order(self, shop: Settings, order: Sequence[int]) -> None:
+        runs = [row(1), row(1, run_id=f"{DATE}-bbbbbbbbbbbb", label_id="t:b")]
+        for number in order:
+            load(shop, runs[number])
+        assert item(shop, 1).label_id == "t:b"
+        assert load(shop, *runs[:1]) == load(shop, *runs[1:]) == 0
+
+    def test_more_shards_of_the_run_change_figures_and_not_what_is_decided_upon(self, shop: Settings) -> None:
+        load(shop, row(1))
+        assert load(shop, row(1, copies=9, value=5.0, near_group="r:1", near=2)) == 1
+        found = item(shop, 1)
+        assert (found.copies, found.value, found.near, found.revision) == (9, 5.0, 2, 1)
+
+    @pytest.mark.parametrize("state", ["later", "second", "disputed"])
+    def test_what_people_said_half_of_stays_so(self, make_settings: Make, url: str, state: str) -> None:
+        shop = make_settings(database_url=url, forced_answers=2)
+        forced = {"decision": "forced_review", "shown_because": "forced_review"}
+        load(shop, row(1, **forced))
+        assert item(shop, 1).needed == 2
+        change(shop, 1, state=state)
+        load(shop, row(1, run_id="2026-03-02-b"), date="2026-03-02")
+        found = item(shop, 1)
+        assert (found.state, found.decision, found.revision) == (state, "review", 2)
+        assert found.needed == (1 if state == "later" else 2)
+
+    def test_what_is_answered_is_asked_no_more(self, shop: Settings) -> None:
+        load(shop, row(1))
+        corrections.record(shop, [answer(1), answer(2), answer(3, weak=True)])
+        assert load(shop, row(1, run_id="2026-03-02-b"), row(2), row(3), date="2026-03-02") == 1
+        assert item(shop, 1).state == "done"
+        assert items.one(shop, content(2)) is None
+        assert item(shop, 3).state == "open"
+
+    def test_what_went_unanswered_waits_again_when_a_night_finds_it(self, shop: Settings) -> None:
+        load(shop, row(1), date="2026-03-02")
+        change(shop, 1, state="done")
+        assert load(shop, row(1, run_id="2026-03-01-b")) == 0
+        assert load(shop, row(1, run_id="2026-03-02-0"), date="2026-03-02") == 1
+        assert (item(shop, 1).state, item(shop, 1).revision) == ("open", 2)
+
+    def test_a_share_gets_a_second_look_that_is_the_same_for_all(self, make_settings: Make, url: str) -> None:
+        shop = make_settings(database_url=url, second_looks=0.3, forced_answers=2)
+        forced = {"decision": "forced_review", "shown_because": "forced_review"}
+        load(shop, *(row(number) for number in range(1, 501)), *(row(number, **forced) for number in range(501, 601)))
+        with database.reading(shop) as connection:
+            asked = sa.select(review_items.c.blind, review_items.c.needed).order_by(review_items.c.content_sha256)
+            found = connection.execute(asked).all()
+        blind = [number for number, one in enumerate(found, 1) if one.blind]
+        assert 90 < len(blind) < 210
+        assert max(blind) <= 500, "what two look at anyhow"
+        assert [one.needed for one in found] == [1] * 500 + [2] * 100
+
+
+class TestAnswers:
+    """Whoever writes answers keeps the items right, in one transaction."""
+
+    def test_an_answer_settles(self, shop: Settings) -> None:
+        load(shop, row(1), row(2))
+        taken(shop)
+        corrections.record(shop, [answer(1, kind="wrong_unknown")])
+        found = item(shop, 1)
+        assert (found.state, found.revision, found.leased_by, found.leased_until) == ("done", 2, None, None)
+        assert (item(shop, 2).state, item(shop, 2).revision) == ("open", 1)
+
+    def test_an_old_tag_settles_nothing(self, shop: Settings) -> None:
+        load(shop, row(1))
+        corrections.record(shop, [answer(1, weak=True)])
+        assert (item(shop, 1).state, item(shop, 1).revision) == ("open", 1)
+
+    def test_who_takes_it_back_opens_it(self, shop: Settings) -> None:
+        load(shop, row(1))
+        corrections.record(shop, [answer(1), answer(1, "小张")])
+        corrections.record(shop, [retract(1, 2)])
+        assert item(shop, 1).state == "done", "the first answer is in force again"
+        corrections.record(shop, [retract(1, 1)])
+        assert (item(shop, 1).state, item(shop, 1).revision) == ("open", 4)
+        assert taken(shop, "小王") == [1]
+
+    def test_all_in_one_go_comes_to_the_same(self, shop: Settings) -> None:
+        load(shop, row(1), row(2))
+        corrections.record(shop, [answer(1), answer(2)])
+        corrections.record(shop, [retract(1, 1), answer(1, "小张"), retract(2, 2)])
+        assert (item(shop, 1).state, item(shop, 2).state) == ("done", "open")
+
+    @pytest.mark.parametrize(
+        ("state", "needed", "after"),
+        [("later", 1, "done"), ("second", 1, "second"), ("second", 2, "done"), ("disputed", 1, "done")],
+    )
+    def test_an_import_settles_what_is_half_settled(self, shop: Settings, state: str, needed: int, after: str) -> None:
+        load(shop, row(1))
+        corrections.record(shop, [answer(1)] if needed == 1 else [])
+        change(shop, 1, state=state, needed=needed)
+        corrections.record(shop, [answer(1, "小张")])
+        assert item(shop, 1).state == after
+
+    @pytest.mark.parametrize(
+        ("state", "needed", "after"),
+        [("later", 1, "later"), ("second", 1, "open"), ("disputed", 1, "open"), ("second", 2, "second")],
+    )
+    def test_a_retract_of_all_there_is(self, shop: Settings, state: str, needed: int, after: str) -> None:
+        load(shop, row(1))
+        corrections.record(shop, [answer(1)])
+        change(shop, 1, state=state, needed=needed)
+        corrections.record(shop, [retract(1, 1)])
+        assert item(shop, 1).state == after
+
+    def test_answers_that_are_refused_change_no_item(self, shop: Settings) -> None:
+        load(shop, row(1))
+        with pytest.raises(WwtsError, match="no answer 7"):
+            corrections.record(shop, [answer(1), retract(1, 7)])
+        assert (item(shop, 1).state, item(shop, 1).revision) == ("open", 1)
+
+    def test_an_answer_that_was_there_already_changes_nothing(self, shop: Settings) -> None:
+        load(shop, row(1))
+        corrections.record(shop, [answer(1)])
+        before = item(shop, 1)
+        corrections.record(shop, [answer(1)])
+        assert item(shop, 1) == before
+
+    def test_many_at_once(self, shop: Settings) -> None:
+        load(shop, *(row(number) for number in range(1, 2501)))
+        corrections.record(shop, [answer(number) for number in range(2, 2503)])
+        assert taken(shop) == [1]
+
+
+# ------------------------------------------------------------------ nights
+
+
+@pytest.fixture
+def made(clean_environment: None, tmp_path: Path, url: str) -> ReviewShop:
+    return ReviewShop.made(tmp_path / "店", 60, database_url=url, audit_rate=0.3)
+
+
+class TestNights:
+    def test_a_routed_night_is_what_can_be_taken(self, made: ReviewShop) -> None:
+        rows = made.store.read_table(queue.queue_key(made.plan)).to_pylist()
+        found = items.take(made.settings, REVIEWERS[0], ALL, items.MOST)
+        assert [one.content_sha256 for one in found] == [one["content_sha256"] for one in rows]
+        assert {one.shown_because for one in found} == {"review", "forced_review", "audit"}
+        assert any(one.near_group for one in found)
+        assert any(one.siblings for one in found)
+        assert max(one.skus for one in found) == 25
+
+    def test_a_night_that_was_killed_while_it_loaded_comes_to_the_same(self, made: ReviewShop) -> None:
+        before = items.take(made.settings, REVIEWERS[0], ALL, items.MOST)
+        with database.transaction(made.settings) as connection:
+            connection.execute(sa.delete(review_items).where(review_items.c.content_sha256 > "8"))
+        assert len(items.take(made.settings, REVIEWERS[0], ALL, items.MOST)) < len(before)
+        queue.route(made.store, made.settings, made.plan)
+        after = items.take(made.settings, REVIEWERS[0], ALL, items.MOST)
+        assert [shown(one) for one in after] == [shown(one) for one in before]
+
+    def test_two_that_route_at_once_do_no_harm(self, made: ReviewShop) -> None:
+        before = {one.content_sha256: shown(one) for one in items.take(made.settings, "x", ALL, items.MOST)}
+        with database.transaction(made.settings) as connection:
+            connection.execute(sa.delete(review_items))
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda _: queue.route(made.store, made.settings, made.plan), range(2)))
+        assert {one.content_sha256: shown(one) for one in items.take(made.settings, "x", ALL, items.MOST)} == before
+
+    def test_stores_of_before_there_were_items(self, made: ReviewShop) -> None:
+        key = queue.queue_key(made.plan)
+        old = made.store.read_table(key).select(REVIEW_QUEUE.names)
+        made.store.write_table(key, old)
+        made.store.write_table("review/date=2026-02-28/part-2026-02-28-0.parquet", old.slice(0, 0))
+        with database.transaction(made.settings) as connection:
+            connection.execute(sa.delete(review_items))
+        assert items.sync(made.store, made.settings) == old.num_rows
+        assert items.sync(made.store, made.settings) == 0
+        found = items.take(made.settings, "x", ALL, items.MOST)
+        assert {one.content_sha256 for one in found} == set(old["content_sha256"].to_pylist())
+        assert found[0].shown_because == "forced_review"
+        assert all(one.siblings == [] and one.near == 0 for one in found)
+
+    def test_a_store_without_queues_is_in_sync(self, shop: Settings, tmp_path: Path) -> None:
+        assert items.sync(Nights(tmp_path, tmp_path / "store").store, shop) == 0
+
+
+def shown(one: Item) -> dict[str, Any]:
+    return {name: cell for name, cell in vars(one).items() if name != "leased_until"}
+
+
+class TestUnlisted:
+    def test_what_is_published_no_more_waits_no_more_until_it_is_again(
+        self, clean_environment: None, tmp_path: Path, url: str
+    ) -> None:
+        nights = Nights(tmp_path, tmp_path / "store")
+        given = nights.settings(database_url=url)
+
+        def live(catalog: dict[str, str], found: Sequence[str]) -> list[str]:
+            """A whole night; what waits then."""
+            plan = nights.plan(catalog)
+            nights.write(plan, {name: review("x") for name in found}, sku_id=None)
+            publish.publish(nights.store, given)
+            queue.route(nights.store, given, plan)
+            return sorted(one.image_id for one in items.take(given, "小李", ALL, 50))
+
+        assert live({"a": "1", "b": "1", "c": "1"}, "abc") == ["a", "b", "c"]
+        (kept,) = [one for one in items.take(given, "小李", ALL, 50) if one.image_id == "a"]
+        # b's bytes are replaced, c is off the list.
+        assert live({"a": "1", "b": "2", "d": "1"}, "bd") == ["a", "b", "d"]
+        found = {one.image_id: one for one in items.take(given, "小李", ALL, 50)}
+        assert shown(found["a"]) == shown(kept), "an older night's item that still is published"
+        with database.reading(given) as connection:
+            asked = sa.select(review_items.c.image_id, review_items.c.state).where(review_items.c.revision == 2)
+            assert sorted(map(tuple, connection.execute(asked))) == [("b", "done"), ("c", "done")]
+
+    def test_what_was_answered_and_is_listed_no_more_stays_done(self, made: ReviewShop) -> None:
+        (first,) = items.take(made.settings, "小李", ALL, 1)
+        corrections.record(made.settings, [answer(int(first.content_sha256, 16))])
+        assert items.close_unlisted(made.store, made.settings) == 0
+
+    def test_nothing_published_closes_nothing(self, shop: Settings, tmp_path: Path) -> None:
+        load(shop, row(1))
+        assert items.close_unlisted(Nights(tmp_path, tmp_path / "store").store, shop) == 0
+        assert taken(shop) == [1]
+
+    def test_what_was_done_long_ago_can_be_forgotten(self, shop: Settings) -> None:
+        load(shop, row(1), row(2))
+        load(shop, row(3), date="2026-03-05")
+        corrections.record(shop, [answer(1), answer(3)])
+        assert items.forget(shop, "2026-03-05") == 1
+        assert [items.one(shop, content(number)) is None for number in (1, 2, 3)] == [True, False, False]
+        assert load(shop, row(1)) == 0, "its answer stays in force"

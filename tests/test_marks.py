@@ -1,0 +1,244 @@
+"""Pictures that people marked while they reviewed become bad cases, once, and only while their answer counts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from review_shop import ReviewShop
+
+from wwts_ops import badcases, corrections, database
+from wwts_ops.badcases import marks
+from wwts_ops.badcases.marks import Adopted
+from wwts_ops.badcases.snapshots import BadCase
+from wwts_ops.corrections import Answer
+from wwts_ops.database import review_items, review_marks
+from wwts_ops.errors import UnavailableError
+
+LI, ZHANG = "小李", "小张"
+
+
+class Marked:
+    """A shop of which people mark pictures."""
+
+    def __init__(self, shop: ReviewShop) -> None:
+        self.shop = shop
+        with database.reading(shop.settings) as connection:
+            rows = connection.execute(sa.select(review_items).order_by(review_items.c.image_id)).mappings()
+            #: Pictures that nobody else shows.
+            self.items = [dict(row) for row in rows if row["copies"] == 1 and row["skus"] <= 1]
+        self.said = 0
+
+    def say(self, number: int, labels: tuple[str, ...], by: str = LI, **more: Any) -> str:
+        """An answer of picture ``number``; its id."""
+        self.said += 1
+        given: dict[str, Any] = {"kind": "correct" if labels else "retract", "labels": labels, **more}
+        one = Answer(
+            answer_id=f"a{self.said}",
+            answered_at=self.shop.settings.now(),
+            answered_by=by,
+            content_sha256=self.items[number]["content_sha256"],
+            image_id=self.items[number]["image_id"],
+            source="page",
+            shown_because="review",
+            **given,
+        )
+        corrections.record(self.shop.settings, [one])
+        return one.answer_id
+
+    def mark(self, number: int, label: str, by: str = LI, **more: Any) -> str:
+        """A marked answer; its id."""
+        answer_id = self.say(number, (label,), by)
+        self.only_mark(answer_id, number, label, by, **more)
+        return answer_id
+
+    def only_mark(self, answer_id: str, number: int, label: str, by: str, **more: Any) -> None:
+        row = {
+            "answer_id": answer_id,
+            "content_sha256": self.items[number]["content_sha256"],
+            "labels": [label],
+            "person": by,
+            "never_regress": False,
+            "marked_at": self.shop.settings.now(),
+        }
+        with database.transaction(self.shop.settings) as connection:
+            connection.execute(sa.insert(review_marks).values(**{**row, **more}))
+
+    def adopt(self) -> Adopted:
+        return marks.adopt(self.shop.store, self.shop.settings)
+
+    def cases(self) -> dict[str, BadCase]:
+        """Cases of the shop in force, by content."""
+        found = badcases.current(self.shop.store)
+        assert found is not None
+        return {case.content_sha256: case for case in found.active if not case.starter}
+
+    def case(self, number: int) -> BadCase | None:
+        return self.cases().get(self.items[number]["content_sha256"])
+
+    def outcomes(self) -> dict[str, str | None]:
+        with database.reading(self.shop.settings) as connection:
+            rows = connection.execute(sa.select(review_marks.c.answer_id, review_marks.c.outcome))
+            return {row.answer_id: row.outcome for row in rows}
+
+    def picture(self, number: int) -> Path:
+        return Path(self.items[number]["uri"])
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReviewShop]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("WWTS_", "MLFLOW_"))]:
+            patch.delenv(name)
+        yield ReviewShop.made(tmp_path_factory.mktemp("marks"), items=40)
+
+
+@pytest.fixture
+def marked(shop: ReviewShop) -> Marked:
+    """The shop without marks, answers and cases."""
+    with database.transaction(shop.settings) as connection:
+        connection.execute(sa.delete(review_marks))
+        answered = connection.execute(sa.text("select number, content_sha256 from corrections where kind <> 'retract'"))
+        retracted = set(connection.execute(sa.text("select retracts from corrections")).scalars())
+        standing = [row for row in answered if row.number not in retracted]
+    fresh = Marked(shop)
+    fresh.said = 1000 * len(corrections.frozen(shop.settings))
+    by_content = {item["content_sha256"]: number for number, item in enumerate(fresh.items)}
+    for row in standing:
+        fresh.say(by_content[row.content_sha256], (), retracts=row.number)
+    found = badcases.current(shop.store)
+    for case in found.active if found else ():
+        badcases.retire(shop.store, "测试", case.content_sha256, "重来")
+    return fresh
+
+
+def test_nothing_marked_is_nothing_done(marked: Marked) -> None:
+    before = badcases.current(marked.shop.store)
+    assert marked.adopt() == Adopted()
+    assert badcases.current(marked.shop.store) == before
+
+
+def test_marks_become_bad_cases_of_who_marked_them(marked: Marked) -> None:
+    marked.mark(0, "shop:f1", comment="包装\n反光，认成了梨")
+    marked.mark(1, "shop:f2", by=ZHANG, never_regress=True)
+    assert marked.adopt() == Adopted(added=2)
+    first, second = marked.case(0), marked.case(1)
+    assert first is not None
+    assert second is not None
+    assert (first.accepted, first.owner, first.added_by, first.reason) == (
+        ("shop:f1",),
+        LI,
+        LI,
+        "包装 反光，认成了梨",
+    )
+    assert (first.never_regress, second.never_regress) == (False, True)
+    assert (second.owner, second.reason) == (ZHANG, "审核时标记")
+    stored = badcases.content(marked.shop.store, first.content_sha256)
+    assert stored == marked.picture(0).read_bytes()
+    assert set(marked.outcomes().values()) == {"added"}
+
+
+def test_again_does_nothing_more(marked: Marked) -> None:
+    marked.mark(0, "shop:f1")
+    marked.adopt()
+    before = badcases.current(marked.shop.store)
+    assert marked.adopt() == Adopted()
+    assert badcases.current(marked.shop.store) == before
+
+
+def test_who_was_killed_before_writing_it_down_finds_the_case(marked: Marked) -> None:
+    answer = marked.mark(0, "shop:f1")
+    marked.adopt()
+    with database.transaction(marked.shop.settings) as connection:
+        connection.execute(sa.update(review_marks).values(done_at=None, outcome=None))
+    assert marked.adopt() == Adopted(unchanged=1)
+    assert marked.outcomes() == {answer: "unchanged"}
+
+
+def test_a_picture_that_cannot_be_had_holds_up_no_other(marked: Marked) -> None:
+    gone, fine = marked.mark(2, "shop:f1"), marked.mark(3, "shop:f2")
+    path = marked.picture(2)
+    data = path.read_bytes()
+    path.write_bytes(data + b"changed")
+    try:
+        assert marked.adopt() == Adopted(added=1, refused=1)
+    finally:
+        path.write_bytes(data)
+    outcomes = marked.outcomes()
+    assert outcomes[fine] == "added"
+    assert (outcomes[gone] or "").startswith("refused: ")
+    assert "have changed" in (outcomes[gone] or "")
+    assert marked.adopt() == Adopted()  # what was refused is not tried every five minutes
+
+
+def test_a_label_that_is_gone_is_refused_and_said(marked: Marked) -> None:
+    answer = marked.mark(4, "shop:missing")
+    assert marked.adopt() == Adopted(refused=1)
+    assert "there is no label 'shop:missing'" in (marked.outcomes()[answer] or "")
+
+
+def test_a_picture_that_moved_is_found_by_what_is_published(marked: Marked) -> None:
+    marked.mark(5, "shop:f1")
+    with database.transaction(marked.shop.settings) as connection:
+        this = review_items.c.content_sha256 == marked.items[5]["content_sha256"]
+        connection.execute(sa.update(review_items).where(this).values(uri="/elsewhere/gone.jpg"))
+    assert marked.adopt() == Adopted(added=1)
+
+
+def test_an_answer_that_no_longer_counts_makes_no_case(marked: Marked) -> None:
+    taken_back, overruled = marked.mark(6, "shop:f1"), marked.mark(7, "shop:f1")
+    number = next(
+        row["number"] for row in corrections.frozen(marked.shop.settings).to_pylist() if row["answer_id"] == taken_back
+    )
+    marked.say(6, (), retracts=number)
+    marked.say(7, ("shop:f2",), by=ZHANG)
+    assert marked.adopt() == Adopted(withdrawn=2)
+    assert marked.outcomes() == {taken_back: "withdrawn", overruled: "withdrawn"}
+    assert not marked.cases()
+
+
+def test_what_a_second_person_must_confirm_waits(marked: Marked) -> None:
+    marked.only_mark("held", 8, "shop:f1", LI)
+    assert marked.adopt() == Adopted()
+    assert marked.outcomes() == {"held": None}
+
+
+def test_a_case_whose_answer_is_taken_back_later_is_retired(marked: Marked) -> None:
+    answer = marked.mark(9, "shop:f1")
+    marked.adopt()
+    number = next(
+        row["number"] for row in corrections.frozen(marked.shop.settings).to_pylist() if row["answer_id"] == answer
+    )
+    marked.say(9, (), retracts=number)
+    assert marked.adopt() == Adopted(retired=1)
+    assert marked.case(9) is None
+    found = badcases.current(marked.shop.store)
+    assert found is not None
+    retired = [case for case in found.cases if case.content_sha256 == marked.items[9]["content_sha256"]]
+    assert (retired[-1].retired_by, retired[-1].retired_reason) == (LI, "答案已撤回")
+    assert marked.adopt() == Adopted()
+
+
+def test_a_case_of_somebody_elses_is_not_retired(marked: Marked) -> None:
+    """Both had marked the picture; the case is the first one's."""
+    first = marked.mark(10, "shop:f1")
+    marked.adopt()
+    second = marked.mark(10, "shop:f1", by=ZHANG)
+    assert marked.adopt() == Adopted(unchanged=1)
+    number = next(
+        row["number"] for row in corrections.frozen(marked.shop.settings).to_pylist() if row["answer_id"] == second
+    )
+    marked.say(10, (), by=ZHANG, retracts=number)
+    assert marked.adopt() == Adopted()
+    assert marked.case(10) is not None
+    assert marked.outcomes() == {first: "added", second: "unchanged"}
+
+
+def test_a_database_that_is_away_is_tried_again(marked: Marked) -> None:
+    away = marked.shop.settings.model_copy(update={"database_url": "postgresql://127.0.0.1:1/wwts"})
+    with pytest.raises(UnavailableError):
+        marks.adopt(marked.shop.store, away)
