@@ -29,6 +29,7 @@ from training import snapshot as snapshots
 from training.order import Made, Order
 from training.order import key as order_key
 from wwts_ops import badcases, moves, registration, registry, taxonomy
+from wwts_ops.badcases import marks
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -65,6 +66,8 @@ def prepare(settings: Settings, form: Mapping[str, Any]) -> dict[str, Any] | Non
         UnavailableError: when database, store or MLflow do not answer.
     """
     store = Store.of(settings)
+    # What a person marked as a bad case is held out of the training from which it would be learned.
+    marks.adopt(store, settings)
     frozen = snapshots.freeze(settings)
     source = _source(settings, store, form)
     reason = _nothing_to_do(settings, store, source.training(frozen), form, frozen.new)

@@ -148,7 +148,7 @@ def _airflow(given: Settings) -> str:
 
 def _mlflow(given: Settings) -> str:
     """MLflow's address for a browser, without anybody's password; empty when it is a file or a database."""
-    parts = urlsplit(given.resolved_tracking_uri)
+    parts = urlsplit(given.mlflow_public_url or given.resolved_tracking_uri)
     if parts.scheme not in ("http", "https"):
         return ""
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))

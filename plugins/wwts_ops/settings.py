@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     reminder_schedule: str = Field("30 7 * * *", description="cron of the message to the reviewers; or 'none'")
     notify: CommaList = Field((), description="Apprise URLs for messages: dingtalk://…, wecombot://…, feishu://…")
     public_url: str = Field("", description="Airflow's address as people type it; makes the link of a message")
+    mlflow_public_url: str = Field("", description="MLflow's address as people type it; default: its tracking URI")
 
     approvers: CommaList = Field((), description="Airflow users who may approve a promotion; default: all who may act")
     approval_hours: float = Field(24.0, gt=0, description="hours a promotion waits for a person; then it is rejected")
