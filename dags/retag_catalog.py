@@ -1,7 +1,7 @@
 """The champion's head over all stored embeddings, after every promotion and rollback; or back to an older snapshot.
 
-choose ─► survey ─► embed_missing[] ─► plan ─► retag[] ─► publish
-     └──► restore
+choose ─► survey ─► embed_missing[] ─► plan ─► retag[] ─► publish ─► route_to_review
+     └──► restore ──────────────────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -112,6 +112,17 @@ def publish(shards: list[dict[str, Any]] | None) -> str:
     return str(published["snapshot"])
 
 
+@task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, task_display_name="送审")
+def route_to_review() -> int:
+    """Asks people for a look at what the tags in force are not sure of."""
+    from wwts_ops import retagging
+
+    waiting = retagging.route(SETTINGS)
+    if waiting is None:
+        raise AirflowSkipException("线上读的是各夜打的标签，没有重新打标的内容要送审")
+    return waiting
+
+
 @dag(
     **dag_arguments(SETTINGS, "retag_catalog"),
     dag_display_name="全库重新打标",
@@ -126,9 +137,11 @@ def retag_catalog() -> None:
     """From another champion to another snapshot."""
     missing = survey()
     planned = plan(missing)
-    choose() >> [missing, restore()]
+    published, restored = publish(planned), restore()
+    choose() >> [missing, restored]
     embed_missing.expand(part=missing) >> planned
-    retag.expand(part=planned) >> publish(planned)
+    retag.expand(part=planned) >> published
+    [published, restored] >> route_to_review()
 
 
 retag_catalog()

@@ -269,7 +269,8 @@ def main(
     kind = "PostgreSQL" if postgresql else "SQLite"
     title = f"{people} people, {worked:.0f} s, {pause:g} s a picture, {kind}, {len(os.sched_getaffinity(0))} cores"
     out.print(_table(ledger, title))
-    out.print(f"{found}\nfailed requests: {dict(ledger.failed) or 'none'}")
+    told = Counter(status for statuses in ledger.told.values() for status in statuses)
+    out.print(f"{found}\nreplies to answers: {dict(told)}\nfailed requests: {dict(ledger.failed) or 'none'}")
     raise typer.Exit(1 if found.faults or ledger.failed else 0)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import airflow_template
 import pytest
 import structlog
 
@@ -49,6 +50,13 @@ def logs_of_its_own() -> Iterator[None]:
     """A command that a test ran has sent our logs to a stream that is closed when the test ends."""
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def airflow_database(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One folder for all workers to keep their template of Airflow's database in; made when first wanted."""
+    base = tmp_path_factory.getbasetemp()
+    airflow_template.share(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
 @dataclass(frozen=True)

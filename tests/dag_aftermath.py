@@ -1,6 +1,7 @@
 """Runs DAGs one after another in one process, then tells what Airflow has kept of them.
 
-Run as a program: the argument is a JSON list of ``[dag_id, conf]``; one line of its output is JSON, see :class:`Kept`.
+Run as a program: the argument is a JSON list of ``[dag_id, conf, changes]``, changes of the environment that stay; one
+line of its output is JSON, see :class:`Kept`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Step = tuple[str, Mapping[str, Any]]
+Step = tuple[str, Mapping[str, Any]] | tuple[str, Mapping[str, Any], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,11 @@ class Kept:
 
 def run(settings: Any, steps: Sequence[Step], folder: Path, **environment: str) -> Kept:
     """Runs ``steps`` with ``settings`` in a fresh process, with ``environment`` on top."""
+    import airflow_template
+
     from wwts_ops import dagrun, servers
 
+    airflow_template.lay(settings)
     with dagrun._home(settings) as home:
         whole = {**servers.airflow_environment(settings, home), "AIRFLOW__LOGGING__JSON_LOGS": "True"}
         whole |= {"WWTS_RETRY_SECONDS": "0", **environment}
@@ -75,5 +79,8 @@ def shown_links() -> dict[str, dict[str, dict[str, str | None]]]:
 if __name__ == "__main__":
     from wwts_ops import dagprocess
 
-    codes = [dagprocess.main(dag_id, json.dumps(conf)) for dag_id, conf in json.loads(sys.argv[1])]
+    codes = []
+    for dag_id, conf, *changes in json.loads(sys.argv[1]):
+        os.environ.update(*changes)
+        codes.append(dagprocess.main(dag_id, json.dumps(conf)))
     sys.stdout.write(f"\n{json.dumps({'codes': codes, 'links': shown_links()})}\n")

@@ -36,8 +36,11 @@ class Chain:
 
 def run(settings: Any, steps: Sequence[Step], folder: Path) -> Chain:
     """Runs ``steps`` with ``settings`` in a fresh process."""
+    import airflow_template
+
     from wwts_ops import dagrun, servers
 
+    airflow_template.lay(settings)
     with dagrun._home(settings) as home:
         environment = {**servers.airflow_environment(settings, home), "AIRFLOW__LOGGING__JSON_LOGS": "True"}
         environment |= {"WWTS_RETRY_SECONDS": "0", "WWTS_RELEASE": "live", "WWTS_DEVICE": "cpu"}

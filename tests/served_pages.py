@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
+import airflow_template
 import httpx
 from conftest import free_ports
 
@@ -147,12 +148,15 @@ def serving(
     Path(environment["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"]).write_text(json.dumps(passwords))
     if auth == FAB:
         environment["AIRFLOW__CORE__AUTH_MANAGER"] = FAB_MANAGER
-    servers.migrate(environment)
     if auth == FAB:
+        # It has tables of its own.
+        servers.migrate(environment)
         accounts = {name: (role, passwords[name]) for name, role in users.items()}
         command = [sys.executable, "-c", CREATE_USERS, json.dumps(accounts)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=START_S, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
+    else:
+        airflow_template.put(home)
     served = Served(url, environment, folder / "api-server.log", passwords, port)
     try:
         served.start()

@@ -32,6 +32,7 @@ from wwts_ops.errors import WwtsError
 from wwts_ops.review import answering
 from wwts_ops.review.answering import Action, Proposal
 from wwts_ops.settings import Settings
+from wwts_ops.taxonomy import Label, Taxonomy
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -56,6 +57,61 @@ def local(make_settings: Callable[..., Settings]) -> Table:
     settings = make_settings()
     database.upgrade(settings)
     return Table(settings)
+
+
+#: The labels after wine was merged into beer, and liquor mapped to it.
+LIQUOR = "shop:白酒"
+MERGED = Taxonomy(
+    "t000002-abc",
+    (
+        Label(BEER, "啤酒", category_path="饮料 > 酒类"),
+        Label(WINE, "红酒🍷", category_path="饮料 > 酒类", enabled=False, maps_to=BEER),
+        Label(LIQUOR, "白酒", category_path="饮料 > 酒类", maps_to=BEER),
+        Label(OFF, "停售的酒", enabled=False),
+    ),
+)
+
+
+class TestMergedLabels:
+    """A page that was opened before a merge still offers the old label, and so does the night that tagged."""
+
+    def say(self, table: Table, *actions: Action, by: str = LI) -> list[str]:
+        return [result.status for result in answering.answer(table.settings, MERGED, by, actions)]
+
+    @pytest.mark.parametrize(
+        ("kind", "labels", "recorded"),
+        [
+            ("confirm", (), "confirm"),
+            ("confirm", (WINE,), "confirm"),
+            ("confirm", (BEER,), "confirm"),
+            ("correct", (WINE,), "confirm"),
+            ("correct", (LIQUOR,), "confirm"),
+            ("correct", (WINE, LIQUOR, BEER), "confirm"),
+        ],
+    )
+    def test_what_is_recorded_is_the_label_that_is_given(
+        self, local: Table, kind: str, labels: tuple[str, ...], recorded: str
+    ) -> None:
+        one = local.put("一")
+        assert self.say(local, act(one, kind, labels=labels)) == ["saved"]
+        assert local.answers() == [(LI, recorded, (BEER,))]
+        assert local.rows(corrections)[0]["labels_before"] == [WINE, BEER]
+
+    def test_what_stands_beside_gets_it_too(self, local: Table) -> None:
+        one = local.put("一", siblings=[sibling("二", label_id=LIQUOR)])
+        assert self.say(local, act(one, "correct", labels=(WINE,), also=(content("二"),))) == ["saved"]
+        assert local.answers(content("二")) == [(LI, "confirm", (BEER,))]
+
+    @pytest.mark.parametrize("labels", [(OFF,), ("shop:nothing",), (WINE, WINE)])
+    def test_what_is_off_unknown_or_said_twice_is_refused_as_ever(self, local: Table, labels: tuple[str, ...]) -> None:
+        assert self.say(local, act(local.put("一"), "correct", labels=labels)) == ["refused"]
+        assert local.answers() == []
+
+    def test_two_who_agree_with_a_merge_between_them_agree(self, local: Table) -> None:
+        one = local.put("一", needed=2)
+        assert local.status(LI, act(one, "correct", labels=(WINE,))) == ["held"]
+        assert self.say(local, act(one, "correct", 2, labels=(BEER,)), by=ZHANG) == ["saved"]
+        assert local.state(one) == "done"
 
 
 class TestOneAnswer:

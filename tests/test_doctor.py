@@ -134,6 +134,13 @@ def test_a_misspelt_setting_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------ catalog, store, database, MLflow
 
 
+def test_nobody_who_may_answer_is_told() -> None:
+    (nobody,) = doctor._reviewers(settings.load())
+    assert (nobody.status, "WWTS_REVIEWERS" in nobody.advice) == ("warn", True)
+    (somebody,) = doctor._reviewers(settings.load(review_admins="主管"))
+    assert (somebody.status, "主管" in somebody.detail) == ("ok", True)
+
+
 def test_catalog(tmp_path: Path) -> None:
     photos = made(tmp_path / "照片")
     assert doctor._catalog(settings.load())[0].status == "warn"

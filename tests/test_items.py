@@ -217,6 +217,47 @@ class TestTake:
         assert items.left(shop, "小李", ALL) == 0
 
 
+class TestPeek:
+    """Who only looks takes nothing from anybody."""
+
+    def test_it_is_what_would_be_taken_and_nothing_changes(self, shop: Settings) -> None:
+        load(shop, *(row(number, label_id=f"t:{number % 2}") for number in range(1, 7)))
+        change(shop, 4, state="later")
+        change(shop, 6, state="done")
+        taken(shop, "小张", count=2)
+        before = [item(shop, number) for number in range(1, 7)]
+        peeked = items.peek(shop, "guest", ALL, 3)
+        assert numbers(peeked) == [4, 1, 2]
+        assert peeked[1] == before[0]
+        assert peeked[1].leased_by == "小张"
+        assert numbers(items.peek(shop, "guest", ALL, 9, [content(4), content(2)])) == [1, 3, 5]
+        assert numbers(items.peek(shop, "guest", Filters(labels=("t:0",)), 9)) == [4, 2]
+        assert items.peek(shop, "guest", Filters(states=("done",)), 9) == []
+        assert [item(shop, number) for number in range(1, 7)] == before
+        assert taken(shop, "小李") == [2, 3, 5]
+
+    def test_nobody_sees_beforehand_what_waits_for_a_look_after_their_own(self, shop: Settings) -> None:
+        load(shop, row(1))
+        change(shop, 1, state="second", needed=2)
+        opine(shop, 1, "小李")
+        assert items.peek(shop, "小李", ALL, 9) == []
+        assert numbers(items.peek(shop, "guest", ALL, 9)) == [1]
+
+    def test_a_label_at_a_glance(self, shop: Settings) -> None:
+        load(shop, row(1), row(2, label_id="t:b"), row(3), row(4), row(5))
+        change(shop, 3, needed=2)
+        change(shop, 4, state="later")
+        change(shop, 5, leased_by="小张", leased_until=datetime.now(UTC) + timedelta(hours=1))
+        assert numbers(items.peek_label(shop, "t:a", ALL, 50)) == [1, 5]
+        assert numbers(items.peek_label(shop, "t:a", ALL, 1)) == [1]
+        assert item(shop, 1).leased_by is None
+
+    @pytest.mark.parametrize(("count", "given"), [(-1, 0), (10**9, items.MOST)])
+    def test_there_is_a_most(self, shop: Settings, count: int, given: int) -> None:
+        load(shop, *(row(number) for number in range(1, items.MOST + 10)))
+        assert len(items.peek(shop, "guest", ALL, count)) == given
+
+
 class TestSecondLooks:
     """Nobody judges their own answer."""
 
@@ -441,6 +482,24 @@ class TestLoad:
             load(shop, runs[number])
         assert item(shop, 1).label_id == "t:b"
         assert load(shop, *runs[:1]) == load(shop, *runs[1:]) == 0
+
+    def test_a_retag_replaces_what_is_there_and_later_days_replace_it(self, shop: Settings) -> None:
+        older, newer = {"run_id": "rbbbbbbbbbbbb", "label_zh": "乙"}, {"run_id": "raaaaaaaaaaaa", "label_zh": "丙"}
+        load(shop, row(1), date="2026-03-02")
+        for asked, date, shown in [
+            (older, "2026-03-01", "乙"),
+            (newer, "2026-03-01", "丙"),
+            ({"run_id": "2026-03-01-ffffffffffff"}, "2026-03-01", "丙"),  # a night of its day
+            ({"run_id": "2026-03-02-ffffffffffff"}, "2026-03-02", "甲"),
+        ]:
+            load(shop, row(1, **asked), date=date)
+            assert item(shop, 1).label_zh == shown
+        load(shop, row(1, **newer), date="2026-03-03")
+        change(shop, 1, state="done")
+        load(shop, row(1), date="2026-03-03")
+        assert item(shop, 1).state == "done"
+        load(shop, row(1, **newer), date="2026-03-01")
+        assert item(shop, 1).state == "open"
 
     def test_more_shards_of_the_run_change_figures_and_not_what_is_decided_upon(self, shop: Settings) -> None:
         load(shop, row(1))

@@ -13,13 +13,14 @@ import sqlalchemy as sa
 from move_shop import postgresql
 from review_shop import ADMIN, ReviewShop
 
-from wwts_ops import corrections, database, events, taxonomy
+from wwts_ops import corrections, database, events, taxonomy, taxonomy_changes
 from wwts_ops.corrections import Answer
 from wwts_ops.database import label_proposals, review_items
 from wwts_ops.errors import WwtsError
 from wwts_ops.review import proposals
 from wwts_ops.review.proposals import Decided, Given
 from wwts_ops.settings import Settings
+from wwts_ops.taxonomy_changes import Merge
 
 LI, ZHANG = "小李", "小张"
 _NUMBERS = count(1)
@@ -158,6 +159,17 @@ def test_merged_means_that_the_label_was_there(wishes: Wishes) -> None:
     assert wishes.decide(proposal, "merge", label_id="shop:f0") == Decided(proposal, "merged", "shop:f0", 1)
     assert wishes.in_force()[content[0]]["labels"] == ["shop:f0"]
     assert wishes.labels() == before
+
+
+def test_merged_with_a_label_that_was_merged_itself(wishes: Wishes) -> None:
+    contents = wishes.contents(2)
+    first, second = wishes.propose("银杏果", contents[:1]), wishes.propose("白果", contents[1:])
+    wishes.decide(first, "accept")
+    (label,) = wishes.in_force()[contents[0]]["labels"]
+    taxonomy_changes.apply(wishes.shop.store, wishes.settings, ADMIN, None, [Merge(label_ids=(label,), into="shop:f0")])
+    assert not wishes.labels()[label].enabled
+    assert wishes.decide(second, "merge", label_id=label) == Decided(second, "merged", "shop:f0", 1)
+    assert wishes.in_force()[contents[1]]["labels"] == ["shop:f0"]
 
 
 @pytest.mark.parametrize("label_id", [None, "shop:nothing"])

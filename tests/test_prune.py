@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -13,14 +14,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import sqlalchemy as sa
 from conftest import S3Server
 from retag_shop import RetagShop, make_tagger, retag
 from typer.testing import CliRunner
 
-from wwts_ops import corrections, prune, publish, published, retags, tracking
+from wwts_ops import corrections, database, prune, publish, published, retags, tracking
 from wwts_ops.badcases import BadCase, snapshots
 from wwts_ops.cli import app
 from wwts_ops.corrections import Answer
+from wwts_ops.database import review_items
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.prune import Item
 from wwts_ops.review import queue
@@ -365,6 +368,33 @@ def _whole(found: Mapping[str, set[str]]) -> dict[str, set[str]]:
     return {kind: which for kind, which in found.items() if which}
 
 
+#: An item of the review page, as short as can be.
+ITEM = {
+    "run_id": "x",
+    "image_id": "x",
+    "uri": "x",
+    "tags": [],
+    "siblings": [],
+    "decision": "review",
+    "copies": 1,
+    "shown_because": "review",
+    "sampling_probability": 1.0,
+    "skus": 1,
+    "near": 0,
+    "value": 1.0,
+    "needed": 1,
+    "blind": False,
+    "revision": 1,
+}
+
+
+def items_of(shop: RetagShop) -> list[str]:
+    """States of all, by content."""
+    with database.reading(shop.settings) as connection:
+        asked = sa.select(review_items.c.state).order_by(review_items.c.content_sha256)
+        return list(connection.execute(asked).scalars())
+
+
 class TestCommand:
     def run(self, shop: RetagShop, *arguments: str) -> str:
         given = {"WWTS_STORE": shop.settings.store, "COLUMNS": "200"}
@@ -383,6 +413,27 @@ class TestCommand:
         assert "files were deleted" in self.run(shop, "--yes")
         assert len(bytes_of(shop.store)) < len(before)
         assert "There is nothing to delete" in self.run(shop)
+
+    def test_items_that_were_settled_long_ago_go_and_answers_stay(self, shop: RetagShop) -> None:
+        """The youngest of them; what waits, and what was settled of late, stays."""
+        self.run(shop, "--yes")
+        days = [shop.settings.today() - timedelta(days=number) for number in (50, 50, 20, 20)]
+        rows = [
+            {**ITEM, "content_sha256": f"{number:064x}", "date": day.isoformat(), "state": state}
+            for number, (day, state) in enumerate(zip(days, ("done", "open", "done", "open"), strict=True))
+        ]
+        with database.transaction(shop.settings) as connection:
+            connection.execute(sa.delete(review_items))
+            connection.execute(sa.insert(review_items), rows)
+        answers = corrections.latest(shop.settings)
+        shown = self.run(shop, "--keep-days", "30")
+        assert re.search(r"review items\W+1\W", shown)
+        assert "Nothing was deleted" in shown
+        assert items_of(shop) == ["done", "open", "done", "open"]
+        assert "1 settled review items were deleted." in self.run(shop, "--keep-days", "30", "--yes")
+        assert items_of(shop) == ["open", "done", "open"]
+        assert corrections.latest(shop.settings) == answers > 0
+        assert "There is nothing to delete" in self.run(shop, "--keep-days", "30")
 
     def test_days_are_those_of_the_setting(self, shop: RetagShop, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WWTS_KEEP_DAYS", "50")

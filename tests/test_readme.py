@@ -17,7 +17,7 @@ READMES = ("README.md", "README.zh-CN.md")
 #: Commands that this test does not run itself, and what does.
 ELSEWHERE = {
     "make test": "CI runs it: this test is part of it",
-    "make up": "test_servers.py starts and stops what it runs",
+    "make up": "test_servers.py starts and stops what it runs, test_review_e2e.py reviews in such an Airflow",
     "make bench": "test_bench.py runs each of its parts on a few images",
     "wwts init": "test_compose.py runs it against a real Airflow and MLflow",
     "wwts doctor": "test_doctor.py",
@@ -134,6 +134,33 @@ def test_what_is_run_elsewhere_is_what_the_makefile_does() -> None:
     assert "bin/wwts up" in planned
     assert "bin/python -m eval.bench" in planned
     assert "bin/python -m pytest" in planned
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_settings_exist_and_have_the_default_that_is_told(name: str) -> None:
+    from wwts_ops.settings import Settings
+
+    fields = Settings.model_fields
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert {found.lower() for found in re.findall(r"\bWWTS_([A-Z][A-Z0-9_]*)", text)} <= fields.keys()
+    told = re.findall(r"^\| `WWTS_(\w+)` \|.*\| `([^`|]+)` \|$", text, flags=re.MULTILINE)
+    plain = {field.lower(): default for field, default in told if default not in ("MLFLOW_TRACKING_URI",)}
+    assert len(plain) > 10
+    assert plain == {
+        field: f"{fields[field].default:g}" if isinstance(fields[field].default, float) else str(fields[field].default)
+        for field in plain
+    }
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_keys_that_are_told_are_those_of_the_page(name: str) -> None:
+    sheet = (ROOT / "plugins/wwts_ops/web/static/js/help.js").read_text(encoding="utf-8")
+    known = {key for row in re.findall(r"\[\[([^\]]+)\], \"", sheet) for key in re.findall(r"\"([^\"]+)\"", row)}
+    table = re.search(
+        r"^\| `1`–`5` .*?(?=\n\n)", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    assert table
+    assert set(re.findall(r"`([^`]+)`", table[0])) <= known
 
 
 @pytest.mark.parametrize("name", READMES)

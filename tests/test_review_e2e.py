@@ -31,7 +31,15 @@ LI, ZHANG, ANNA = REVIEWERS
 SCREEN = {"width": 1366, "height": 768}
 #: So many that some labels have more than two grids of 50.
 ITEMS = 3600
-PAGES = ("look", "grid", "morning", "taxonomy", "records")
+#: What a page shows once it is there, and what opens a sheet over it.
+PAGES = {
+    "look": "[data-testid=photo]",
+    "grid": "[data-testid=grid-item][data-state=right]",
+    "morning": "[data-testid=morning-left]",
+    "taxonomy": "[data-testid=taxonomy-row]",
+    "records": "[data-testid=answer]",
+}
+SHEETS = {"?": "help-sheet", "0": "none-sheet", "x": "reject-sheet", "a": "alike-sheet"}
 SHOWN = """() => ({
     content: document.querySelector('[data-testid=photo]').dataset.content,
     labels: [...document.querySelectorAll('[data-testid^=choice-]')].map((one) => one.dataset.label),
@@ -275,7 +283,8 @@ def test_what_looks_alike_is_answered_by_a_click_and_never_without(scene: Scene,
     person.press("u")
     person.frame.wait_for_selector(f"[data-testid=photo][data-content='{shown['content']}']")
     person.frame.locator(f"[data-testid=alike] [data-content='{other}']").click()
-    person.say("Enter")
+    person.frame.locator("[data-testid=together]").click()
+    person.frame.wait_for_function(NEXT, arg=shown["content"])
     person.saved()
     answer = ("confirm", [shown["labels"][0]], None)
     found = said(scene.answers(shown["content"], other))
@@ -515,14 +524,27 @@ def test_what_people_said_is_what_consumers_read(scene: Scene, enter: Enters) ->
 def test_no_serious_fault_of_accessibility(scene: Scene, enter: Enters, theme: str) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    found = {}
+    axe, found = Axe(), {}
+
+    def check(what: str) -> None:
+        for fault in axe.run(person.page).response["violations"]:
+            if fault["impact"] in ("serious", "critical"):
+                found[what, fault["id"]] = [node["html"] for node in fault["nodes"]][:3]
+
     person = enter(ADMIN, theme=theme)
-    for route in PAGES:
+    person.say("Enter")  # so that there is something in the records
+    person.saved()
+    with_look_alike(person)
+    for key, sheet in SHEETS.items():
+        person.press(key)
+        person.frame.wait_for_selector(f"[data-testid={sheet}]")
+        check(sheet)
+        person.press("Escape")
+        person.frame.wait_for_selector(f"[data-testid={sheet}]", state="detached")
+    for route, there in PAGES.items():
         person.page.goto("about:blank")
         person.page.goto(f"{scene.served.pages}#/{route}")
-        person.page.wait_for_load_state("networkidle")
+        person.frame.locator(there).first.wait_for()
         assert person.frame.evaluate("document.documentElement.dataset.theme") == theme
-        for fault in Axe().run(person.page).response["violations"]:
-            if fault["impact"] in ("serious", "critical"):
-                found[route, fault["id"]] = [node["html"] for node in fault["nodes"]][:3]
+        check(route)
     assert found == {}

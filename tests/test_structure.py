@@ -28,6 +28,7 @@ LAYERS = (
     # Where things lie, and the ways to read and write them.
     {
         "storage",
+        "audit",
         "cache",
         "digest",
         "warehouse",

@@ -23,7 +23,7 @@ from PIL import Image
 from shard_shop import COPIES, DATE, PHOTOS, REASONS, Shop, by_id, make_broken, make_photos
 from structlog.testing import capture_logs
 
-from wwts_ops import images, planning, tagging
+from wwts_ops import audit, images, planning, tagging
 from wwts_ops.errors import UnavailableError
 from wwts_ops.runtime import Embedder, Scorer, TorchEmbedder
 from wwts_ops.schemas import QUARANTINE, TAGS, embeddings_schema
@@ -403,15 +403,10 @@ def test_an_error_in_the_middle_leaves_nothing(shop: Shop, first: Night) -> None
 # ------------------------------------------------------------------ thumbnails
 
 
-def thumbnails_of(shop: Shop, first: Night, mode: str) -> tuple[Night, set[str]]:
-    add(shop, first, *PHOTOS, *COPIES, "c2 截断.jpg", "d1 截断 copy.jpg")
-    night = run(shop, thumbnails=mode)
-    return night, set(shop.thumbnails())
-
-
 def test_thumbnails_of_all(shop: Shop, first: Night) -> None:
-    _, found = thumbnails_of(shop, first, "all")
-    assert found == {sha(shop.folder / name) for name in PHOTOS}
+    add(shop, first, *PHOTOS, *COPIES, "c2 截断.jpg", "d1 截断 copy.jpg")
+    run(shop, thumbnails="all")
+    assert set(shop.thumbnails()) == {sha(shop.folder / name) for name in PHOTOS}
     for name in PHOTOS:
         digest = sha(shop.folder / name)
         assert shop.thumbnails()[digest].relative_to(shop.root).parts[:2] == ("thumbnails", digest[:2])
@@ -424,15 +419,19 @@ def test_thumbnails_of_all(shop: Shop, first: Night) -> None:
             assert small.width / small.height == pytest.approx(original.width / original.height, rel=0.03)
 
 
-def test_thumbnails_of_what_a_person_sees_and_a_sample(shop: Shop, first: Night) -> None:
-    night, found = thumbnails_of(shop, first, "review")
+@pytest.mark.parametrize("audit_rate", [0, 0.5, 1])
+def test_thumbnails_of_what_a_person_sees_and_of_samples(shop: Shop, first: Night, audit_rate: float) -> None:
+    add(shop, first, *PHOTOS, *COPIES, "c2 截断.jpg", "d1 截断 copy.jpg")
+    night = run(shop, thumbnails="review", audit_rate=audit_rate)
     rows = night.tags.to_pylist()
     waiting = {row["content_sha256"] for row in rows if row["decision"] != "auto"}
-    # One in sixteen of the others, by their content.
-    sampled = {row["content_sha256"] for row in rows if int(row["content_sha256"][:8], 16) % 16 == 0}
+    others = {row["content_sha256"] for row in rows} - waiting
+    # One in sixteen of the others, by their content; and all that a person may be asked to look at all the same.
+    sampled = {content for content in others if int(content[:8], 16) % 16 == 0}
+    audited = {content for content in others if audit.sampled(night.shard.plan.run_key, content, audit_rate)}
     assert waiting
-    assert waiting < {row["content_sha256"] for row in rows}
-    assert found == waiting | sampled
+    assert len(audited) in {0: {0}, 1: {len(others)}}.get(audit_rate, range(len(others) + 1))
+    assert set(shop.thumbnails()) == waiting | sampled | audited
 
 
 def test_a_known_content_gets_the_thumbnail_it_has_not(shop: Shop, first: Night) -> None:

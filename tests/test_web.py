@@ -301,6 +301,29 @@ def test_a_grid_is_cleared_in_one_request(browse: Browse) -> None:
 
 
 @pytest.mark.slow
+def test_who_only_looks_sees_the_same_and_holds_nothing(scene: Scene, browse: Browse) -> None:
+    li, guest = browse(LI), browse(VIEWER)
+    taken = take(li, 3)
+    found = guest.get("api/peek", params={"decisions": "review", "count": 3}).json()
+    assert found["items"] == taken
+    assert found["left"] == summary(guest, "?decisions=review")["left"]
+    held = [item["content"] for item in taken[:2]]
+    rest = guest.get("api/peek", params={"decisions": "review", "count": 1, "held": held}).json()["items"]
+    assert rest == taken[2:]
+    label = taken[0]["label_id"]
+    shown = guest.get("api/grid", params={"label_id": label, "decisions": "review"}).json()["items"]
+    assert taken[0] in shown
+    assert {item["label_id"] for item in shown} == {label}
+    scene.change(taken[2]["content"], state="second", blind=True)
+    assert guest.get("api/peek", params={"decisions": "review", "states": "second"}).json()["items"] == taken[2:]
+    scene.change(taken[2]["content"], state="open", blind=False)
+    assert guest.post("api/take", json={"count": 1}).status_code == 403
+    assert guest.post("api/grid", json={"label_id": label}).status_code == 403
+    for query in ("peek?count=0", "peek?count=101", "peek?held=x", "grid", "grid?label_id=a&count=51"):
+        assert guest.get(f"api/{query}").json()["error"]["code"] == "bad_request", query
+
+
+@pytest.mark.slow
 def test_two_must_agree_and_a_third_sees_what_they_said(scene: Scene, browse: Browse) -> None:
     li, zhang, anna = browse(LI), browse(ZHANG), browse(ANNA)
     item = take(li, 1, decisions=["forced_review"])[0]

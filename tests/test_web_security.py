@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from review_shop import ADMIN, REVIEWERS, VIEWER, ReviewShop
 from served_pages import COOKIE, FAB, SIMPLE, Served, serving
 
-from wwts_ops import database
+from wwts_ops import database, published
 from wwts_ops.database import review_items
 
 pytestmark = pytest.mark.slow
@@ -450,8 +450,14 @@ def test_originals_of_what_nobody_was_asked_about_are_not_read(scene: Scene, bro
     content = min(pictures - known)
     assert code(reviewer.get(f"originals/{content}")) == "no_item"
     # What stands beside something that people look at may be seen with it.
-    beside = [{"image_id": "x", "content_sha256": content, "label_id": None, "label_zh": None, "confidence": None}]
+    by_sku: dict[str, set[str]] = {}
+    for one in published.read(scene.shop.store).to_pylist():
+        by_sku.setdefault(one["sku_id"], set()).add(one["content_sha256"])
+    first, second, *_ = next(sorted(pair) for pair in by_sku.values() if len(pair) > 1 and pair.isdisjoint(known))
+    assert code(reviewer.get(f"originals/{second}")) == "no_item"
     with database.transaction(settings) as connection:
-        this = review_items.c.content_sha256 == rows[0].content_sha256
-        connection.execute(sa.update(review_items).where(this).values(siblings=beside))
-    assert hashlib.sha256(reviewer.get(f"originals/{content}").content).hexdigest() == content
+        row = dict(connection.execute(sa.select(review_items).limit(1)).mappings().one())
+        connection.execute(sa.insert(review_items), [{**row, "content_sha256": first, "siblings": []}])
+    shown = reviewer.get(f"originals/{second}")
+    assert hashlib.sha256(shown.content).hexdigest() == second
+    assert code(reviewer.get(f"originals/{content}")) == "no_item"

@@ -95,6 +95,7 @@ def checks(settings: Settings) -> Iterator[Check]:
         "modules": _modules,
         "opencv": _opencv,
         "settings": _settings,
+        "reviewers": _reviewers,
         "time zone": _timezone,
         "disk": _disk,
         "catalog": _catalog,
@@ -220,6 +221,15 @@ def _settings(settings: Settings) -> list[Check]:
         found.append(Check("settings", "warn", f"{name} is no setting", f"Did you mean {near[0]}?" if near else ""))
     valid = ", ".join(name for name in given if name in known)
     return [Check("settings", "ok", f"valid; set here: {valid or 'none, all defaults'}"), *found]
+
+
+def _reviewers(settings: Settings) -> list[Check]:
+    named = {"WWTS_REVIEWERS": settings.reviewers, "WWTS_REVIEW_ADMINS": settings.review_admins}
+    told = "; ".join(f"{name}: {', '.join(people)}" for name, people in named.items() if people)
+    if not told:
+        advice = "Name Airflow users in WWTS_REVIEWERS and WWTS_REVIEW_ADMINS (`wwts up` alone names its user admin)."
+        return [Check("reviewers", "warn", "nobody may answer on the review page", advice)]
+    return [Check("reviewers", "ok", told)]
 
 
 def _timezone(settings: Settings) -> list[Check]:

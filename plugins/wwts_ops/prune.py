@@ -1,4 +1,4 @@
-"""What the store no longer needs, and taking it away.
+"""What the store and the review page no longer need, and taking it away.
 
 Kept, whatever its age: what consumers read and may go back to, embeddings that a registered version can be tried on,
 answers, bad cases, taxonomies, tags, runs and quarantine (a snapshot is made of these), trainings and evaluations of
@@ -29,6 +29,7 @@ import structlog
 from wwts_ops import badcases, corrections, planning, published, registry, retags, tracking, warehouse
 from wwts_ops.errors import WwtsError
 from wwts_ops.planning import Plan
+from wwts_ops.review import items
 from wwts_ops.schemas import PUBLISHED, REVIEW_QUEUE
 from wwts_ops.settings import Settings
 from wwts_ops.storage import File, Store
@@ -171,6 +172,28 @@ def remove(settings: Settings, found: Sequence[Item], keep_days: int, now: datet
             removed.append(item)
     log.info("pruned", items=len(removed), bytes=sum(item.size for item in removed))
     return tuple(removed)
+
+
+def survey_looked_at(settings: Settings, keep_days: int, now: datetime | None = None) -> int:
+    """How many items of the review page were settled and are of nights before that; answers are no part of them.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    return items.forgettable(settings, _day(settings, keep_days, now))
+
+
+def forget_looked_at(settings: Settings, keep_days: int, now: datetime | None = None) -> int:
+    """Deletes those items; how many. Raises: as :func:`survey_looked_at`."""
+    count = items.forget(settings, _day(settings, keep_days, now))
+    log.info("review_items_forgotten", items=count)
+    return count
+
+
+def _day(settings: Settings, keep_days: int, now: datetime | None) -> str:
+    """The first day of the shop that is kept whole."""
+    before = (now or datetime.now(UTC)) - timedelta(days=keep_days)
+    return before.astimezone(ZoneInfo(settings.timezone)).date().isoformat()
 
 
 # ------------------------------------------------------------------ what is needed

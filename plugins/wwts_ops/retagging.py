@@ -1,4 +1,6 @@
-"""The whole catalog tagged anew by the champion's head over stored embeddings: survey ► embed ► plan ► retag ► finish.
+"""The whole catalog tagged anew by the champion's head over stored embeddings.
+
+survey ► embed ► plan ► retag ► finish ► route.
 
 What passes between stages is small and plain, as in ``night``. A retag is named by the digest of all that its rows
 follow from: version, taxonomy, embedding parts. After a rollback the earlier one is found whole, and only the pointer
@@ -46,6 +48,7 @@ from wwts_ops.provenance import git_sha
 from wwts_ops.records import RETAGGED
 from wwts_ops.registry import CHAMPION
 from wwts_ops.retags import Retag
+from wwts_ops.review import queue
 from wwts_ops.runtime import Scorer
 from wwts_ops.schemas import EMBEDDINGS, PUBLISHED
 from wwts_ops.settings import Settings
@@ -536,6 +539,22 @@ def finish(settings: Settings, key: str) -> dict[str, Any] | None:
     _warn_of_open_nights(store, found)
     log.info("retag_done", retag=key, version=found.model_version, missing=found.missing, **sums)
     return pointer
+
+
+def route(settings: Settings) -> int | None:
+    """Asks people for a look at what the published retag is not sure of; see :func:`wwts_ops.review.queue.route_retag`.
+
+    Returns:
+        How many contents wait; None when consumers read what the nights wrote.
+
+    Raises:
+        WwtsError: when the retag's files are gone, or a part of embeddings is damaged.
+        UnavailableError: when the database or the store does not answer.
+    """
+    store = Store.of(settings)
+    pointer = published.current(store)
+    key = None if pointer is None else pointer.value.get("retag")
+    return None if key is None else queue.route_retag(store, settings, retags.read(store, str(key)))
 
 
 def _put_in_force(store: Store, key: str) -> None:

@@ -70,6 +70,11 @@ class Retag:
         return {name: value for name, value in asdict(self).items() if name != "key"}
 
 
+def is_key(name: str) -> bool:
+    """Whether ``name`` is a retag's, not a night's, which begins with its date."""
+    return name.startswith("r")
+
+
 def plan_key(key: str) -> str:
     """The store key of what a retag will do."""
     return f"retags/{key}/plan.json"

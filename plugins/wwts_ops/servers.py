@@ -442,6 +442,7 @@ def _announce(addresses: _Addresses, fleet: _Fleet, console: Console) -> None:
     whose = "" if addresses.mlflow_port is not None else "（外部服务，不由本命令启动 / not started here）"
     lines = (
         f"Airflow 地址 (address): {addresses.airflow}",
+        f"图片审核 (review page): {addresses.airflow}/wwts/",
         f"用户 (user): {USER}",
         f"密码 (password): {password}",
         f"MLflow 地址 (address): {without_password(addresses.tracking_uri)}{whose}",

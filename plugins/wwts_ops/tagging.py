@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import structlog
 
-from wwts_ops import images, planning
+from wwts_ops import audit, images, planning
 from wwts_ops.decisions import AUTO, Decider, Decision
 from wwts_ops.embeddings import EmbeddingWriter, KnownContents, part_key
 from wwts_ops.errors import UnavailableError
@@ -51,7 +51,8 @@ R = TypeVar("R")
 BATCH = 64
 _READERS = 16
 _THUMBNAIL_SIDE = 320
-#: Of the images that need nobody, one in so many keeps a thumbnail in mode ``review``: the page's random sample.
+#: Of the images that need nobody, one in so many keeps a thumbnail in mode ``review``: the report's random sample.
+#: Those that a person is asked to look at all the same (``audit``) keep theirs, too.
 _SAMPLED = 16
 
 
@@ -194,7 +195,7 @@ def _tag(store: Store, settings: Settings, shard: Shard, machine: Machine) -> Ro
         _Pipeline(store, settings, plan, machine) as pipeline,
         _Results(store, shard, machine.tagger, tally) as results,
     ):
-        thumbnails = _Thumbnails(store, settings.thumbnails, pipeline.cores)
+        thumbnails = _Thumbnails(store, settings, plan.run_key, pipeline.cores)
         for batch in pipeline.batches(table, tally):
             for item, decision in batch:
                 results.add(item, decision)
@@ -402,8 +403,8 @@ class _Results:
 class _Thumbnails:
     """Writes small pictures in a pool; no more than some wait at a time."""
 
-    def __init__(self, store: Store, mode: str, pool: ThreadPoolExecutor) -> None:
-        self._store, self._mode, self._pool = store, mode, pool
+    def __init__(self, store: Store, settings: Settings, run_key: str, pool: ThreadPoolExecutor) -> None:
+        self._store, self._settings, self._run_key, self._pool = store, settings, run_key, pool
         self._pending: deque[Future[None]] = deque()
 
     def add(self, item: _Seen, decision: Decision | None) -> None:
@@ -415,8 +416,11 @@ class _Thumbnails:
             self._pending.popleft().result()
 
     def _wanted(self, item: _Seen, decision: Decision) -> bool:
-        sampled = int.from_bytes(item.read.digest[:4]) % _SAMPLED == 0
-        return self._mode == "all" or decision.decision != AUTO or sampled
+        if self._settings.thumbnails == "all" or decision.decision != AUTO:
+            return True
+        if int.from_bytes(item.read.digest[:4]) % _SAMPLED == 0:
+            return True
+        return audit.sampled(self._run_key, item.sha, self._settings.audit_rate)
 
     def wait(self) -> None:
         """Until all are written."""

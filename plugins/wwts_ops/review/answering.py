@@ -19,7 +19,7 @@ from wwts_ops.database import corrections, review_opinions
 from wwts_ops.errors import WwtsError
 from wwts_ops.review import people
 from wwts_ops.review.actions import MOST_ACTIONS, SHARED_SKUS, Action, Proposal, Result, Status, problem, told
-from wwts_ops.review.cases import CHUNK, OVERRULED, Case, Desk, First, Opinion, verdict
+from wwts_ops.review.cases import CHUNK, OVERRULED, Case, Desk, First, Opinion, Verdict, verdict
 from wwts_ops.review.people import Role
 from wwts_ops.review.undoing import history, undo
 from wwts_ops.settings import Settings
@@ -111,11 +111,23 @@ class _Reviewer:
             return _result(action, "already", "这条答案之前已经保存过了。")
         if before is not None:
             return _result(action, "refused", "答案编号和别的答案重复了，请刷新页面后再试。")
+        action = self._meant(action)
         wrong = problem(action, self.names)
         if wrong is not None:
             return _result(action, "refused", wrong)
         case = self.desk.cases[action.content]
         return self._hindered(case, action) or self._taken(case, action)
+
+    def _meant(self, action: Action) -> Action:
+        """``action`` with the labels that its own were merged into or are mapped to, of which two may be one by now."""
+        meant = tuple(self.names.given(label) for label in action.labels)
+        twice = len(set(action.labels)) < len(action.labels)
+        return replace(action, labels=meant if twice else tuple(dict.fromkeys(meant)))
+
+    def _shown(self, item: Mapping[str, Any]) -> str | None:
+        """The label that a ``confirm`` means."""
+        label_id = item.get("label_id")
+        return None if label_id is None else self.names.given(label_id)
 
     def _hindered(self, case: Case, action: Action) -> Result | None:
         if case.item is None:
@@ -162,7 +174,7 @@ class _Reviewer:
     def _labels_missing(self, case: Case, action: Action) -> str | None:
         if action.said != "confirm":
             return None
-        shown = (case.item or {}).get("label_id")
+        shown = self._shown(case.item or {})
         if shown is None:
             return "这张图片没有可以确认的标签，请选一个。"
         if action.labels and action.labels != (shown,):
@@ -185,7 +197,8 @@ class _Reviewer:
 
     def _taken(self, case: Case, action: Action) -> Result:
         assert case.item is not None, case
-        labels = action.labels or ((case.item["label_id"],) if action.said == "confirm" else ())
+        shown = self._shown(case.item) if action.said == "confirm" else None
+        labels = action.labels or (() if shown is None else (shown,))
         look = _Look(case, self._answer(action, case.item, labels), action)
         self.recorded[action.answer_id] = (self.desk.person, action.content)
         status, words = self._place(look)
@@ -214,7 +227,7 @@ class _Reviewer:
     def _answer(self, action: Action, shown: Mapping[str, Any], labels: tuple[str, ...]) -> Answer:
         label_id, kind = shown.get("label_id"), action.said
         if kind in LABELLED:
-            kind = "confirm" if labels == (label_id,) else "correct"
+            kind = "confirm" if labels == (self._shown(shown),) else "correct"
         before = [tag["label_id"] for tag in shown.get("tags") or ()] or ([label_id] if label_id else [])
         return Answer(
             answer_id=action.answer_id,
@@ -255,7 +268,7 @@ class _Reviewer:
         return "saved", _LATER if look.action.later else _SAVED
 
     def _second(self, look: _Look, first: First) -> tuple[Status, str]:
-        agrees = look.verdict == first.verdict
+        agrees = self._same(look.verdict, first.verdict)
         mine = self.desk.opine(look.case, look.answer, 2, {**look.wishes(first.round), "agrees": agrees})
         if not agrees:
             self.desk.settle(look.case, "disputed")
@@ -273,11 +286,18 @@ class _Reviewer:
         self.desk.record(look.case, look.answer)
         mine = self.desk.opine(look.case, look.answer, 3, look.wishes(first.round))
         opinions = [one for one in (first.opinion, second, mine) if one is not None]
-        self._mark([one for one in opinions if one.verdict == mine.verdict])
-        if first.opinion is None and first.verdict != mine.verdict:
+        self._mark([one for one in opinions if self._same(one.verdict, mine.verdict)])
+        if first.opinion is None and not self._same(first.verdict, mine.verdict):
             self.desk.unmark([first.answer_id], OVERRULED)
         self.desk.settle(look.case, "later" if look.action.later else "done")
         return "saved", _DECIDED
+
+    def _same(self, one: Verdict, other: Verdict) -> bool:
+        """Whether two people agree; a label that one of them named may have been merged since."""
+        return self._by_now(one) == self._by_now(other)
+
+    def _by_now(self, said: Verdict) -> Verdict:
+        return self.names.given(said[0]), frozenset(map(self.names.given, said[1]))
 
     def _mark(self, opinions: Sequence[Opinion]) -> None:
         for one in opinions:

@@ -10,7 +10,7 @@ who answers after theirs ran out is heard as long as nobody else answered.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -28,8 +28,11 @@ from wwts_ops.review.loading import (
     OPEN,
     SECOND,
     WAITING,
+    close,
     close_unlisted,
     forget,
+    forgettable,
+    fresh,
     load,
     load_part,
     sync,
@@ -48,13 +51,19 @@ __all__ = [
     "Filters",
     "Item",
     "alike",
+    "any_of",
+    "close",
     "close_unlisted",
     "facets",
     "forget",
+    "forgettable",
+    "fresh",
     "left",
     "load",
     "load_part",
     "one",
+    "peek",
+    "peek_label",
     "reason_of",
     "release",
     "renew",
@@ -184,14 +193,23 @@ def take(settings: Settings, person: str, filters: Filters, count: int, held: Se
     Raises:
         UnavailableError: when the database does not answer.
     """
-    held = tuple(held)[:_MOST_HELD]
+    wanted = _next(settings, person, filters, held)
+    return _take(
+        settings,
+        person,
+        count,
+        _states(filters, WAITING),
+        lambda state, moment: _free(wanted(state), person, moment),
+    )
 
-    def wanted(state: str, moment: datetime) -> sa.Select[Any]:
-        asked = _free(_passing(filters), person, moment).where(review_items.c.state == state)
-        asked = _lookable(asked, settings, person, state)
-        return asked.where(review_items.c.content_sha256.not_in(held)) if held else asked
 
-    return _take(settings, person, count, [state for state in WAITING if _asked(filters, state)], wanted)
+def peek(settings: Settings, person: str, filters: Filters, count: int, held: Sequence[str] = ()) -> list[Item]:
+    """What :func:`take` would give if nobody held anything; nothing is leased, and nobody waits for it.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    return _peek(settings, count, _states(filters, WAITING), _next(settings, person, filters, held))
 
 
 def take_label(settings: Settings, person: str, label_id: str, filters: Filters, count: int) -> list[Item]:
@@ -200,12 +218,50 @@ def take_label(settings: Settings, person: str, label_id: str, filters: Filters,
     Raises:
         UnavailableError: when the database does not answer.
     """
+    wanted = _of_label(label_id, filters)
+    return _take(
+        settings,
+        person,
+        count,
+        _states(filters, [OPEN]),
+        lambda state, moment: _free(wanted(state), person, moment),
+    )
 
-    def wanted(state: str, moment: datetime) -> sa.Select[Any]:
-        asked = _free(_passing(filters), person, moment).where(review_items.c.state == state)
+
+def peek_label(settings: Settings, label_id: str, filters: Filters, count: int) -> list[Item]:
+    """What :func:`take_label` would give if nobody held anything; nothing is leased.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    return _peek(settings, count, _states(filters, [OPEN]), _of_label(label_id, filters))
+
+
+#: Items of a state that somebody may want to look at.
+_Wanted = Callable[[str], sa.Select[Any]]
+
+
+def _next(settings: Settings, person: str, filters: Filters, held: Sequence[str]) -> _Wanted:
+    held = tuple(held)[:_MOST_HELD]
+
+    def wanted(state: str) -> sa.Select[Any]:
+        asked = _passing(filters).where(review_items.c.state == state)
+        asked = _lookable(asked, settings, person, state)
+        return asked.where(review_items.c.content_sha256.not_in(held)) if held else asked
+
+    return wanted
+
+
+def _of_label(label_id: str, filters: Filters) -> _Wanted:
+    def wanted(state: str) -> sa.Select[Any]:
+        asked = _passing(filters).where(review_items.c.state == state)
         return asked.where(review_items.c.label_id == label_id, review_items.c.needed == 1)
 
-    return _take(settings, person, count, [OPEN] if _asked(filters, OPEN) else [], wanted)
+    return wanted
+
+
+def _states(filters: Filters, states: Sequence[str]) -> list[str]:
+    return [state for state in states if _asked(filters, state)]
 
 
 def _take(
@@ -216,21 +272,40 @@ def _take(
     wanted: Callable[[str, datetime], sa.Select[Any]],
 ) -> list[Item]:
     count = max(0, min(count, MOST))
-    order = (review_items.c.value.desc(), review_items.c.content_sha256.desc())
     with database.transaction(settings) as connection:
         moment = database.now(connection)
-        found: list[Any] = []
-        for state in states:
-            # Each by itself goes through an index and stops. What another taker holds at this moment is passed over.
-            asked = wanted(state, moment).order_by(*order).limit(count).with_for_update(skip_locked=True)
-            found += connection.execute(asked)
-        found.sort(key=lambda row: (row.state != LATER, -row.value))
-        contents = [row.content_sha256 for row in found[:count]]
+        # What another taker holds at this moment is passed over.
+        asked = (_best(wanted(state, moment), count).with_for_update(skip_locked=True) for state in states)
+        contents = _first(connection, asked, count)
         until = moment + timedelta(minutes=settings.lease_minutes)
         these = review_items.c.content_sha256.in_(contents)
         connection.execute(sa.update(review_items).where(these).values(leased_by=person, leased_until=until))
-        by_content = {item.content_sha256: item for item in _items(connection, these)}
-        return [by_content[content] for content in contents]
+        return _in_order(connection, contents)
+
+
+def _peek(settings: Settings, count: int, states: Sequence[str], wanted: _Wanted) -> list[Item]:
+    count = max(0, min(count, MOST))
+    with database.reading(settings) as connection:
+        contents = _first(connection, (_best(wanted(state), count) for state in states), count)
+        return _in_order(connection, contents)
+
+
+def _best(asked: sa.Select[Any], count: int) -> sa.Select[Any]:
+    return asked.order_by(review_items.c.value.desc(), review_items.c.content_sha256.desc()).limit(count)
+
+
+def _first(connection: sa.Connection, asked: Iterable[sa.Select[Any]], count: int) -> list[str]:
+    """The best contents of several states, each of which goes through an index by itself and stops."""
+    found = [row for one_ in asked for row in connection.execute(one_)]
+    found.sort(key=lambda row: (row.state != LATER, -row.value))
+    return [row.content_sha256 for row in found[:count]]
+
+
+def _in_order(connection: sa.Connection, contents: Sequence[str]) -> list[Item]:
+    """The items of these contents, but for those that are there no more."""
+    found = _items(connection, review_items.c.content_sha256.in_(contents))
+    by_content = {item.content_sha256: item for item in found}
+    return [by_content[content] for content in contents if content in by_content]
 
 
 def renew(settings: Settings, person: str, contents: Sequence[str]) -> list[str]:
@@ -274,6 +349,20 @@ def one(settings: Settings, content: str) -> Item | None:
     """
     with database.reading(settings) as connection:
         return next(_items(connection, review_items.c.content_sha256 == content), None)
+
+
+def any_of(settings: Settings, contents: Sequence[str]) -> bool:
+    """Whether one of ``contents`` is an item, done or not.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    with database.reading(settings) as connection:
+        for start in range(0, len(contents), _MOST_HELD):
+            these = review_items.c.content_sha256.in_(contents[start : start + _MOST_HELD])
+            if connection.execute(sa.select(sa.true()).where(sa.exists().where(these))).scalar():
+                return True
+    return False
 
 
 def alike(settings: Settings, item: Item, limit: int = 60) -> list[Item]:

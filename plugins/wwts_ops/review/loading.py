@@ -1,7 +1,8 @@
 """What nights ask for becomes items of the database, and what is published no more waits no longer.
 
-Of two runs that ask for one content the later date counts, on one date the greater run key: in whatever order they are
-routed, again and again, the same stands there in the end.
+Of two nights that ask for one content the later date counts, on one date the greater run key: in whatever order they
+are routed, again and again, the same stands there in the end. A retag is routed while it is in force, and says anew
+what was there; of nights those of later dates lie on top of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 import structlog
 
-from wwts_ops import database, published, warehouse
+from wwts_ops import database, published, retags, warehouse
 from wwts_ops.corrections import answers
 from wwts_ops.database import review_items
 from wwts_ops.records import REVIEW_ITEMS
@@ -32,6 +33,14 @@ WAITING: Final = (LATER, DISPUTED, SECOND, OPEN)
 #: Those that nobody's look has settled half-way.
 FRESH: Final = (OPEN, LATER)
 _CHUNK = 1000
+_FRESH_COLUMNS = pa.schema(
+    [
+        ("content_sha256", pa.string()),
+        ("revision", pa.int64()),
+        ("shown_because", pa.string()),
+        ("sampling_probability", pa.float64()),
+    ]
+)
 
 Row = Mapping[str, Any]
 
@@ -68,7 +77,7 @@ def sync(store: Store, settings: Settings) -> int:
         UnavailableError: when the database or the store does not answer.
     """
     database.upgrade(settings)
-    runs = {key.rpartition("/part-")[2].removesuffix(".parquet"): key for key in store.list("review", ".parquet")}
+    runs = _queues(store)
     if not runs:
         return 0
     with database.reading(settings) as connection:
@@ -82,6 +91,14 @@ def sync(store: Store, settings: Settings) -> int:
         close_unlisted(store, settings)
         log.info("review_items_synced", changed=changed)
     return changed
+
+
+def _queues(store: Store) -> dict[str, str]:
+    """The last queue of each night and of the retag that is published, by who asked."""
+    runs = {key.rpartition("/part-")[2].removesuffix(".parquet"): key for key in store.list("review", ".parquet")}
+    pointer = published.current(store)
+    retag = None if pointer is None else pointer.value.get("retag")
+    return {run: key for run, key in runs.items() if run == retag or not retags.is_key(run)}
 
 
 def _tables(store: Store, key: str) -> Iterator[pa.Table]:
@@ -114,21 +131,55 @@ def close_unlisted(store: Store, settings: Settings) -> int:
         warehouse.view(con, "published", store, pointer.value["parts"], PUBLISHED)
         con.register("waiting", pa.table({"content_sha256": pa.array(list(waiting), pa.string())}))
         found = con.sql("SELECT content_sha256 FROM waiting ANTI JOIN published USING (content_sha256)").fetchall()
-    gone = sorted(content for (content,) in found)
-    closed = sum(_close(settings, {content: waiting[content] for content in chunk}) for chunk in _chunks(gone))
+    closed = _close_all(settings, {content: waiting[content] for (content,) in found}, {})
     if closed:
         log.info("review_items_closed", reason="published no more", contents=closed)
     return closed
 
 
-def _close(settings: Settings, revisions: Mapping[str, int]) -> int:
+def fresh(settings: Settings) -> pa.Table:
+    """What waits and nobody has looked at: ``content_sha256``, ``revision``, and how it came to be shown.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    columns = [review_items.c[name] for name in _FRESH_COLUMNS.names]
+    with database.reading(settings) as connection:
+        rows = connection.execute(sa.select(*columns).where(review_items.c.state.in_(FRESH))).mappings()
+        return pa.Table.from_pylist([dict(row) for row in rows], schema=_FRESH_COLUMNS)
+
+
+def close(settings: Settings, revisions: Mapping[str, int], run_id: str, date: str) -> int:
+    """Ends the wait of contents that a later run is sure of; how many. What changed since these revisions stays.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    return _close_all(settings, revisions, {"run_id": run_id, "date": date})
+
+
+def _close_all(settings: Settings, revisions: Mapping[str, int], said: Row) -> int:
+    chunks = _chunks(sorted(revisions))
+    return sum(_close(settings, {content: revisions[content] for content in chunk}, said) for chunk in chunks)
+
+
+def _close(settings: Settings, revisions: Mapping[str, int], said: Row) -> int:
     """Settles items that nobody touched since they had these revisions."""
     with database.transaction(settings) as connection:
         there = _locked(connection, revisions)
         same = [row["content_sha256"] for row in there if row["revision"] == revisions[row["content_sha256"]]]
         these = review_items.c.content_sha256.in_(same)
-        connection.execute(sa.update(review_items).where(these).values(state=DONE, **_turned()))
+        connection.execute(sa.update(review_items).where(these).values(state=DONE, **said, **_turned()))
     return len(same)
+
+
+def forgettable(settings: Settings, before: str) -> int:
+    """How many items :func:`forget` would delete.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    return len(_forgettable(settings, before))
 
 
 def forget(settings: Settings, before: str) -> int:
@@ -139,19 +190,26 @@ def forget(settings: Settings, before: str) -> int:
     Raises:
         UnavailableError: when the database does not answer.
     """
-    if not database.exists(settings):
-        return 0
-    database.upgrade(settings)
-    old = (review_items.c.state == DONE, review_items.c.date < before)
-    with database.reading(settings) as connection:
-        contents = connection.execute(sa.select(review_items.c.content_sha256).where(*old)).scalars().all()
     count = 0
-    for chunk in _chunks(sorted(contents)):
+    for chunk in _chunks(_forgettable(settings, before)):
         with database.transaction(settings) as connection:
             _locked(connection, chunk)
             these = review_items.c.content_sha256.in_(chunk)
-            count += connection.execute(sa.delete(review_items).where(these, *old)).rowcount
+            count += connection.execute(sa.delete(review_items).where(these, *_old(before))).rowcount
     return count
+
+
+def _forgettable(settings: Settings, before: str) -> list[str]:
+    if not database.exists(settings):
+        return []
+    database.upgrade(settings)
+    with database.reading(settings) as connection:
+        asked = sa.select(review_items.c.content_sha256).where(*_old(before))
+        return sorted(connection.execute(asked).scalars())
+
+
+def _old(before: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return review_items.c.state == DONE, review_items.c.date < before
 
 
 def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -229,12 +287,11 @@ _OF_THE_RUN = frozenset({"tags", "confidence"})
 
 def _replaced(before: Row, wanted: Row) -> dict[str, Any] | None:
     """What changes in an item when a run asks for its content, None when nothing does."""
-    if before["state"] == DONE:
-        # Without an answer in force: its content was published no more. Now it is again.
-        waits_again = {**wanted, "state": OPEN, **_turned()}
-        return waits_again if wanted["date"] >= before["date"] else None
-    if (wanted["date"], wanted["run_id"]) < (before["date"], before["run_id"]):
+    if _outdated(before, wanted):
         return None
+    if before["state"] == DONE:
+        # Without an answer in force: its content was published no more, or a head was sure of it. Now it is not.
+        return {**wanted, "state": OPEN, **_turned()}
     if wanted["run_id"] != before["run_id"]:
         update = {**wanted, "revision": review_items.c.revision + 1}
     else:
@@ -243,3 +300,15 @@ def _replaced(before: Row, wanted: Row) -> dict[str, Any] | None:
         # Who looked already did so under these.
         update = {name: cell for name, cell in update.items() if name not in ("needed", "blind")}
     return update or None
+
+
+def _outdated(before: Row, wanted: Row) -> bool:
+    """Whether what is there was asked for after what is wanted now."""
+    if retags.is_key(wanted["run_id"]):
+        return False
+    if retags.is_key(before["run_id"]):
+        # A night of its day or before: one that was there already is routed again.
+        return bool(wanted["date"] <= before["date"])
+    if before["state"] == DONE:
+        return bool(wanted["date"] < before["date"])
+    return bool((wanted["date"], wanted["run_id"]) < (before["date"], before["run_id"]))

@@ -141,7 +141,7 @@ def _added(store: Store, settings: Settings, admin: str, proposal: Mapping[str, 
     label_id = f"shop:{hashlib.sha256(proposal['proposal_id'].encode()).hexdigest()[:12]}"
     names = taxonomy.current(store)
     if names is not None and label_id in names.by_id:
-        return label_id
+        return names.given(label_id)
     change = Add(
         label_id=label_id,
         label_zh=proposal["label_zh"],
@@ -155,7 +155,8 @@ def _added(store: Store, settings: Settings, admin: str, proposal: Mapping[str, 
 
 def _known(store: Store, label_id: str | None) -> str:
     names = taxonomy.current(store)
-    label = names.by_id.get(label_id or "") if names is not None else None
+    # One that was merged itself stands for the one that it was merged into.
+    label = None if names is None else names.by_id.get(names.given(label_id or ""))
     if label is None or not label.enabled:
         raise WwtsError("请选择一个正在使用的标签来合并。")
     return label.label_id

@@ -7,7 +7,8 @@ thousand million more. An image of the audit sample is worth what another image 
 passing, at any place of the queue with the same chance, and whoever stops early has seen their share of the sample.
 
 All of it is a function of what the done shards wrote, of what is published and of which contents have an answer, not
-of clocks or of the order of anything: a night that was killed and starts again routes the same.
+of clocks or of the order of anything: a night that was killed and starts again routes the same. A retag, which says
+anew what nights said, is routed the same way; see :mod:`wwts_ops.review.sources` for what each asks for.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from typing import Final
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import structlog
 
-from wwts_ops import corrections, embeddings, neardup, planning, published, warehouse
+from wwts_ops import corrections, database, embeddings, neardup, warehouse
 from wwts_ops.planning import Plan
 from wwts_ops.records import REVIEW_ITEMS
-from wwts_ops.review import items
-from wwts_ops.schemas import PLAN, PUBLISHED, TAGS
+from wwts_ops.retags import Retag
+from wwts_ops.review import items, sources
+from wwts_ops.review.sources import AUDIT, Source
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
-from wwts_ops.tagging import done_shards
 
 log = structlog.get_logger(__name__)
 
-AUDIT: Final = "audit"
 #: Cosine from which a picture is shown beside another. Chains are longer than at ``neardup.SAME``, but here a person
 #: looks at each: of 2,936 shop photographs the longest held 59.
 ALIKE: Final = 0.90
@@ -45,13 +46,7 @@ _NEAR = pa.schema([("content_sha256", pa.string()), ("near_group", pa.string()),
 _WAITING = f"""
     CREATE TABLE waiting AS
     WITH shown AS (
-        SELECT
-            t.*, p.title, p.priority,
-            if(t.decision IN ('review', 'forced_review'), t.decision, '{AUDIT}') AS shown_because
-        FROM tags t LEFT JOIN planned p ON p.image_id = t.image_id AND p.action = 'tag'
-        WHERE t.content_sha256 NOT IN (SELECT content_sha256 FROM answers)
-            AND (t.decision IN ('review', 'forced_review')
-                OR '0' || left(sha256('audit:' || $run || t.content_sha256), 16) < $share)
+        SELECT * FROM asked WHERE content_sha256 NOT IN (SELECT content_sha256 FROM answers)
     ), numbered AS (
         SELECT *, count(*) OVER content AS copies, row_number() OVER content AS copy
         FROM shown SEMI JOIN listed USING (content_sha256)
@@ -122,15 +117,14 @@ _QUEUE = f"""
         row_number() OVER (ORDER BY value DESC, content_sha256 DESC)::INTEGER AS rank,
         image_id, sku_id, uri, content_sha256, tags, label_id, label_zh, confidence, category_path, decision,
         decision_reason, run_id, copies, priority, shown_because,
-        if(shown_because = '{AUDIT}', $rate, 1)::DOUBLE AS sampling_probability,
-        title, model_version, value, skus, near_group, near, coalesce(siblings, []) AS siblings
+        sampling_probability, title, model_version, value, skus, near_group, near, coalesce(siblings, []) AS siblings
     FROM ranked LEFT JOIN siblings USING (content_sha256) ORDER BY rank
 """
 
 
 def queue_key(plan: Plan) -> str:
     """The store key of the queue of one run."""
-    return f"review/date={plan.date}/part-{plan.run_key}.parquet"
+    return Source(plan.run_key, plan.date, plan.backbone_sha256, ()).queue
 
 
 def route(store: Store, settings: Settings, plan: Plan) -> int:
@@ -144,62 +138,81 @@ def route(store: Store, settings: Settings, plan: Plan) -> int:
         UnavailableError: when the database does not answer.
         WwtsError: when a part of embeddings is damaged.
     """
-    answers = corrections.in_force(corrections.frozen(settings)).select(["content_sha256"])
-    snapshot = _snapshot(store, plan)
+    answers = _answered(settings)
+    source = sources.night(store, plan)
     with warehouse.connect() as con:
-        warehouse.view(con, "tags", store, [shard.part("tags") for shard in done_shards(store, plan)], TAGS)
-        con.register("answers", answers)
-        warehouse.view(con, "planned", store, [planning.plan_key(plan.run_key)], PLAN)
-        if snapshot:
-            warehouse.view(con, "listed", store, snapshot, PUBLISHED)
-        else:
-            con.execute("CREATE VIEW listed AS FROM tags")
-        waiting = warehouse.write(store, queue_key(plan), [_queue(con, store, settings, plan)], REVIEW_ITEMS)
-    items.load_part(store, settings, queue_key(plan))
-    if snapshot:
+        sources.lay_night(con, store, source, plan, settings.audit_rate)
+        waiting = _write(con, store, source, answers)
+    items.load_part(store, settings, source.queue)
+    if source.parts:
         items.close_unlisted(store, settings)
     log.info("routed_to_review", run_id=plan.run_key, waiting=waiting)
     return waiting
 
 
-def _snapshot(store: Store, plan: Plan) -> list[str]:
-    """The parts of what is published; none of a snapshot made before ``plan``, which knows nothing of its images."""
-    pointer = published.current(store)
-    if pointer is None or int(str(pointer.value["snapshot"])[1:].partition("-")[0]) < plan.sequence:
-        return []
-    return list(pointer.value["parts"])
+def route_retag(store: Store, settings: Settings, retag: Retag) -> int:
+    """The same of a published ``retag``: what the new head is not sure of waits, with its tags; how many contents.
+
+    What waited, and it is sure of, waits no more, but for what two people are at already. What is in the audit sample
+    of a night stays there; a retag has none of its own. Today is its date.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+        WwtsError: when a part of embeddings is damaged.
+    """
+    database.upgrade(settings)
+    answers, fresh = _answered(settings), items.fresh(settings)
+    source = sources.retag(store, retag, settings.today().isoformat())
+    audited = fresh.filter(pc.equal(fresh["shown_because"], AUDIT))
+    with warehouse.connect() as con:
+        sources.lay_retag(con, store, source, retag, audited)
+        waiting = _write(con, store, source, answers)
+        con.register("fresh", fresh)
+        found = con.sql("SELECT content_sha256, revision FROM fresh SEMI JOIN sure USING (content_sha256) ORDER BY 1")
+        sure = dict(found.fetchall())
+    items.load_part(store, settings, source.queue)
+    closed = items.close(settings, sure, source.key, source.date)
+    items.close_unlisted(store, settings)
+    log.info("retag_routed_to_review", retag=retag.key, waiting=waiting, closed=closed)
+    return waiting
 
 
-def _queue(con: duckdb.DuckDBPyConnection, store: Store, settings: Settings, plan: Plan) -> duckdb.DuckDBPyRelation:
-    share = f"{int(settings.audit_rate * 2**64):017x}"
-    con.execute(_WAITING, {"run": plan.run_key, "share": share})
+def _answered(settings: Settings) -> pa.Table:
+    return corrections.in_force(corrections.frozen(settings)).select(["content_sha256"])
+
+
+def _write(con: duckdb.DuckDBPyConnection, store: Store, source: Source, answers: pa.Table) -> int:
+    """Writes what was ``asked`` for, in order; its rows."""
+    con.register("answers", answers)
+    con.execute(_WAITING)
     con.execute(_AROUND)
-    con.register("near", _near(con, store, plan))
+    con.register("near", _near(con, store, source))
     con.execute(_VALUED)
-    return con.sql(_QUEUE, params={"run": plan.run_key, "rate": settings.audit_rate})
+    queue = con.sql(_QUEUE, params={"run": source.key})
+    return warehouse.write(store, source.queue, [queue], REVIEW_ITEMS)
 
 
-def _near(con: duckdb.DuckDBPyConnection, store: Store, plan: Plan) -> pa.Table:
+def _near(con: duckdb.DuckDBPyConnection, store: Store, source: Source) -> pa.Table:
     """What looks alike, without what is alone. By label, so that of more than fit those most likely alike meet."""
     contents = con.sql("SELECT content_sha256 FROM waiting ORDER BY label_id, content_sha256").to_arrow_table()
     named = contents["content_sha256"].to_pylist()
     tables = [_NEAR.empty_table()]
     count = 0
     for start in range(0, len(named), _COMPARED):
-        tables.append(_grouped(store, plan, named[start : start + _COMPARED], count))
+        tables.append(_grouped(store, source, named[start : start + _COMPARED], count))
         count += _COMPARED
     return pa.concat_tables(tables)
 
 
-def _grouped(store: Store, plan: Plan, contents: list[str], first: int) -> pa.Table:
-    found, vectors = embeddings.take(store, plan.backbone_sha256, contents)
+def _grouped(store: Store, source: Source, contents: list[str], first: int) -> pa.Table:
+    found, vectors = embeddings.take(store, source.backbone_sha256, contents)
     embedded = np.asarray(contents)[found]
     numbers = neardup.groups(vectors, ALIKE) if len(embedded) else np.empty(0, np.int64)
     sizes = np.bincount(numbers)[numbers] if len(numbers) else numbers
     together = sizes > 1
     rows = [
         embedded[together].tolist(),
-        [f"{plan.run_key}:{first + number}" for number in numbers[together].tolist()],
+        [f"{source.key}:{first + number}" for number in numbers[together].tolist()],
         (sizes[together] - 1).astype(np.int32),
     ]
     return pa.Table.from_arrays(

@@ -9,12 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Annotated
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
-from wwts_ops import database, published, warehouse, webpage
-from wwts_ops.database import review_items
+from wwts_ops import published, warehouse, webpage
 from wwts_ops.fetch import Fetcher
 from wwts_ops.images import REASONS, Rejected
 from wwts_ops.review import items
@@ -34,6 +32,8 @@ _AT_ONCE, _PATIENCE_S = 4, 20.0
 _turn = threading.BoundedSemaphore(_AT_ONCE)
 #: Looked for at once: in a bucket each takes a round trip.
 _LOOKERS = 8
+#: Contents of a picture's SKUs among which an item is looked for.
+_MOST_BESIDE = 20_000
 
 
 @router.get("/pictures/{content}")
@@ -102,19 +102,17 @@ def _address(settings: Settings, content: str) -> str | None:
     item = items.one(settings, content)
     if item is not None:
         return item.uri
-    named = sa.cast(review_items.c.siblings, sa.Text).contains(content)
-    with database.reading(settings) as connection:
-        if connection.execute(sa.select(review_items.c.content_sha256).where(named).limit(1)).scalar() is None:
-            return None
     store = Store.of(settings)
     pointer = published.current(store)
     if pointer is None:
         return None
     with warehouse.connect() as con:
         warehouse.view(con, "published", store, pointer.value["parts"], PUBLISHED)
-        asked = "SELECT min(uri) FROM published WHERE content_sha256 = $content"
-        found = con.execute(asked, {"content": content}).fetchone()
-    return found[0] if found else None
+        con.execute("CREATE TABLE own AS SELECT sku_id, uri FROM published WHERE content_sha256 = $1", [content])
+        address = con.sql("SELECT min(uri) FROM own").fetchall()[0][0]
+        beside = con.sql("SELECT DISTINCT content_sha256 FROM published SEMI JOIN own USING (sku_id) ORDER BY 1")
+        contents = [one for (one,) in beside.limit(_MOST_BESIDE).fetchall()]
+    return address if items.any_of(settings, contents) else None
 
 
 def _read(source: Fetcher, uri: str) -> bytes:

@@ -136,6 +136,34 @@ def grid(request: Request, visitor: Reviewer, body: Annotated[GridBody, Depends(
     return {"items": shown.items(settings, found)}
 
 
+@router.get("/peek")
+def peek(
+    request: Request,
+    visitor: Viewer,
+    wanted: Annotated[Filters, Depends(_filters)],
+    count: Annotated[int, Query(ge=1, le=100)] = 20,
+    held: Annotated[tuple[Content, ...], Query(max_length=MOST)] = (),
+) -> dict[str, Any]:
+    """The next items for who only looks: nobody's lease."""
+    settings = settings_of(request)
+    found = items.peek(settings, visitor.name, wanted, count, held)
+    return {"items": shown.items(settings, found), "left": items.left(settings, visitor.name, wanted)}
+
+
+@router.get("/grid")
+def peek_grid(
+    request: Request,
+    visitor: Viewer,
+    label_id: Short,
+    wanted: Annotated[Filters, Depends(_filters)],
+    count: Annotated[int, Query(ge=1, le=50)] = 50,
+) -> dict[str, Any]:
+    """Items of one predicted label for who only looks."""
+    del visitor
+    settings = settings_of(request)
+    return {"items": shown.items(settings, items.peek_label(settings, label_id, wanted, count))}
+
+
 @router.post("/renew")
 def renew(
     request: Request, visitor: Reviewer, body: Annotated[ContentsBody, Depends(reading(ContentsBody))]

@@ -45,16 +45,16 @@ export function Strip({ look, may }) {
         chosen=${draft.also.has(one.content)} onToggle=${toggle} />`)}</div>
     </section>`)}
     <div key="together" class="together">
-      <button type="button" class="other" aria-keyshortcuts="a" data-testid="open-alike" onClick=${() => look.open("alike")}><kbd aria-hidden="true">a</kbd>挑选…</button>
-      <${Together} look=${look} may=${may} />
+      <button type="button" class="other" aria-keyshortcuts="a" data-testid="open-alike" onClick=${() => look.open("alike")}><kbd aria-hidden="true">a</kbd>${may ? "挑选…" : "放大看…"}</button>
+      ${may && html`<${Together} look=${look} />`}
     </div>
   </div>`;
 }
 
-function Together({ look, may }) {
+function Together({ look }) {
   const { draft, item } = look;
   const count = draft.also.size;
-  return html`<button type="button" class="main" data-testid="together" disabled=${!may || !count || !item.label_id} onClick=${look.confirm}
+  return html`<button type="button" class="main" data-testid="together" disabled=${!count || !item.label_id} onClick=${look.confirm}
     title=${item.label_id ? `连同选中的图片一起确认为“${item.label_zh}”` : ""}>一起确认${count ? `（${count + 1}）` : ""}</button>`;
 }
 
@@ -69,14 +69,14 @@ export function Alike({ look }) {
   const choose = () => may && set({ also: new Set(draft.also.size === all.length ? [] : all) });
   return html`<${Dialog} title="同款和相似图片" onClose=${shut} wide testid="alike-sheet"
     keys=${{ a: choose, Enter: shut, ArrowRight: () => step(1), ArrowLeft: () => step(-1) }}>
-    <p class="soft">${!detail ? "正在读取…" : shown.length ? "点选和这张同样的图片；随后选的标签会一起用在它们上面，没点的不受影响。" : "没有同款或相似的图片。"}</p>
+    <p class="soft">${!detail ? "正在读取…" : shown.length ? may ? "点选和这张同样的图片；随后选的标签会一起用在它们上面，没点的不受影响。" : "和这张同款或相似的图片。" : "没有同款或相似的图片。"}</p>
     <div class="sheet">
-      <figure><img src=${pictureUrl(item.content)} alt="正在审核的图片" /><figcaption>${item.label_zh || "正在审核的图片"}</figcaption></figure>
+      <figure><img src=${pictureUrl(item.content)} alt="正在审核的图片" /><figcaption>正在审核的图片${item.label_zh && html`<small>模型认为：${item.label_zh}</small>`}</figcaption></figure>
       <div class="groups">${shown.map((group) => html`<section key=${group.testid}><h3>${group.title} <b>${group.pictures.length}</b></h3>
         <div class="thumbs">${group.pictures.map((one) => html`<${Thumb} key=${one.content} one=${one} may=${may} chosen=${draft.also.has(one.content)} onToggle=${toggle} />`)}</div></section>`)}</div>
     </div>
     <div class="row end">
-      ${all.length > 0 && html`<button type="button" class="other" aria-keyshortcuts="a" disabled=${!may} onClick=${choose}><kbd aria-hidden="true">a</kbd>${draft.also.size === all.length ? "全不选" : "全选"}</button>`}
+      ${may && all.length > 0 && html`<button type="button" class="other" aria-keyshortcuts="a" onClick=${choose}><kbd aria-hidden="true">a</kbd>${draft.also.size === all.length ? "全不选" : "全选"}</button>`}
       <button type="button" class="main" onClick=${shut}>${draft.also.size ? `选好了（${draft.also.size}）` : "返回"}</button>
     </div>
   <//>`;

@@ -172,7 +172,7 @@ export function Filters({ app, without = [] }) {
         )}
         ${chips.length > 1 && html`<li><button type="button" class="link" onClick=${() => setFilters(Object.fromEntries(Object.keys(filters).map((key) => [key, []])))}>全部清除</button></li>`}
       </ul>
-      <p class="filters-left" aria-live="polite">${error ? html`<span class="problem">数不出来：${error.message}</span>` : html`<b data-testid="filters-left">${data ? number(data.left) : "…"}</b> 张在等`}</p>
+      <p class="filters-left" aria-live="polite">${error ? html`<span class="problem">数不出来：${error.message}</span>` : html`<b data-testid="filters-left">${data ? number(app.counts.left) : "…"}</b> 张在等`}</p>
     </div>
   </section>`;
 }

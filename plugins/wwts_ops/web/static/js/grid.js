@@ -6,18 +6,16 @@ import { number } from "./format.js";
 import { Closer, useSeen } from "./grid_board.js";
 import { NONE, sent, taken, useLabels, useLease, useOutcomes, usePrefetch } from "./grid_data.js";
 import { Fix, Shared } from "./grid_fix.js";
+import { GridLook } from "./grid_look.js";
 import { Labels, Marking } from "./grid_views.js";
 import { useKeys } from "./keys.js";
 import * as outbox from "./outbox.js";
-import { refresh, useSummary } from "./summary.js";
-import { Notice } from "./ui.js";
+import { refresh, settled, useSummary } from "./summary.js";
 
 const TRIED = 8; // labels that are tried to begin with: of some, two people must see each picture
 
-/** The page. Who may not answer has nothing to do here: a grid would take pictures away from those who may. */
 export default function Page({ app }) {
-  if (app.me.role !== "viewer") return html`<${Grid} app=${app} />`;
-  return html`<${Notice} title="您可以看，不能作答"><p>批量核对要有审核权限。请联系管理员，或到“今日概况”看进展。</p><//>`;
+  return app.may ? html`<${Grid} app=${app} />` : html`<${GridLook} app=${app} />`;
 }
 
 function Grid({ app }) {
@@ -82,7 +80,7 @@ function Grid({ app }) {
   const told = (batch) => {
     setLast(batch);
     const marked = batch.wrong.size ? `，${number(batch.wrong.size)} 张标错` : "";
-    app.toast(`“${batch.label.name}”：${number(batch.right)} 张正确${marked}`, { undo: () => undo(batch) });
+    batch.hush = app.toast(`“${batch.label.name}”：${number(batch.right)} 张正确${marked}`, { undo: () => undo(batch) });
   };
   const done = () => {
     if (!items || fixing) return;
@@ -119,10 +117,12 @@ function Grid({ app }) {
   const undo = (batch) => {
     if (batch.undone) return undefined;
     batch.undone = true;
+    batch.hush?.();
     setLast(null);
     setFixing(null);
     outcomes.setShared(NONE);
     const forgotten = outbox.undo(batch.ids);
+    settled(batch.label.id, -batch.ids.length);
     if (items?.length) release();
     setLabel(batch.label);
     asked.current += 1;

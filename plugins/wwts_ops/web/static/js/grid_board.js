@@ -58,14 +58,15 @@ function Cell({ item, place, isWrong, isSeen, isFirst, onToggle, onFocus, seen }
   </button></li>`;
 }
 
-function columnsOf(list) {
+/** Cells in a row of `list`. */
+export function columnsOf(list) {
   const cells = [...list.children];
   const next = cells.findIndex((cell) => cell.offsetTop > cells[0].offsetTop);
   return next > 0 ? next : cells.length || 1;
 }
 
 /** Where an arrow key leads from `at`, or null when the key is none of them. */
-function moved(key, at, count, columns) {
+export function moved(key, at, count, columns) {
   const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
   if (key === "Home") return 0;
   if (key === "End") return count - 1;

@@ -4,6 +4,7 @@ import { useEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
 import { send } from "./api.js";
 import { picture, uuid } from "./format.js";
 import * as outbox from "./outbox.js";
+import { settled } from "./summary.js";
 
 export const COUNT = 50;
 export const NONE = [];
@@ -126,6 +127,7 @@ export function useOutcomes(app) {
   const give = (items, actions) => {
     actions.forEach((action, place) => sentItems.current.set(action.answer_id, items[place]));
     outbox.submit(actions);
+    if (items.length) settled(items[0].label_id, items.length);
     return actions.map((action) => action.answer_id);
   };
   const submit = (items, kind, more) =>

@@ -24,15 +24,31 @@ const GROUPS = [
     [["拖动", "方向键"], "移动放大的图"],
     [["o"], "看原图"],
   ]],
+  ["批量核对", [
+    [["空格"], "标错／取消"],
+    [["方向键"], "移动，按住 Shift 连选"],
+    [["Enter"], "完成这一屏"],
+    [["u"], "撤回上一屏"],
+  ]],
   ["其他", [
     [["?"], "打开本页"],
     [["Esc"], "关闭、返回"],
   ]],
 ];
 
-export function Help({ onClose }) {
+/** For those who only look. */
+const LOOKING = [
+  ["翻看", [
+    [["→"], "下一张"],
+    [["←"], "上一张"],
+    [["a"], "放大看同款和相似图片"],
+  ]],
+  ...GROUPS.filter(([title]) => title === "看图" || title === "其他"),
+];
+
+export function Help({ may, onClose }) {
   return html`<${Dialog} title="快捷键" onClose=${onClose} keys=${{ "?": onClose }} wide testid="help-sheet">
-    <div class="keys">${GROUPS.map(([title, rows]) => html`<section key=${title}><h3>${title}</h3><dl>
+    <div class="keys">${(may ? GROUPS : LOOKING).map(([title, rows]) => html`<section key=${title}><h3>${title}</h3><dl>
       ${rows.map(([keys, meaning]) => html`<div><dt>${keys.map((key) => (key === "–" ? "–" : html`<kbd>${key}</kbd>`))}</dt><dd>${meaning}</dd></div>`)}
     </dl></section>`)}</div>
     <p class="soft">输入文字时（包括中文输入法）快捷键不起作用，按 Esc 回到图片。按住不放只算一次。</p>

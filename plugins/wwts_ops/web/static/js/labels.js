@@ -48,17 +48,27 @@ export const count = () => index.length;
 const fold = (text) => (text ?? "").normalize("NFKC").toLowerCase().trim();
 const list = (value) => (Array.isArray(value) ? value : (value ?? "").split(/[|;；]/)).map((one) => one.trim()).filter(Boolean);
 
+/** Emoji and their modifiers: decoration of a name that nobody types and that makes it no longer. */
+const EMOJI = /[\p{Extended_Pictographic}\p{Emoji_Modifier}\p{Regional_Indicator}\u200d\ufe0e\ufe0f\u20e3]/gu;
+const HAN = /\p{Script=Han}/u;
+
 function entry([label_id, label_zh, label_en, synonyms, category_path, pinyin]) {
   const names = list(synonyms);
+  const written = fold(label_zh);
+  const zh = written.replace(EMOJI, "").trim() || written;
+  const spoken = list(pinyin).map(said);
   return {
     label: { label_id, label_zh, label_en: label_en ?? "", synonyms: names, category_path: category_path ?? "" },
-    zh: fold(label_zh),
+    zh,
+    written: written === zh ? "" : written,
     others: names.map(fold),
     english: fold(label_en).replaceAll(/[_-]/g, " "),
     id: fold(label_id),
     path: fold(category_path),
-    length: Math.min(label_zh.length, 30) / 100, // the shorter of two equally good names
-    spoken: list(pinyin).map(said),
+    length: Math.min(zh.length, 30) / 100, // the shorter of two equally good names
+    // Names come before synonyms, and those without a Chinese character have no pinyin.
+    spoken: HAN.test(zh) ? spoken[0] : undefined,
+    spokenOthers: HAN.test(zh) ? spoken.slice(1) : spoken,
   };
 }
 
@@ -118,9 +128,9 @@ function scored(one, { text, latin }) {
 }
 
 function chinese(one, asked) {
-  if (one.zh === asked) return 100;
+  if (one.zh === asked || one.written === asked) return 100;
   if (one.zh.startsWith(asked)) return 92;
-  let best = one.zh.includes(asked) ? 80 : 0;
+  let best = one.zh.includes(asked) || one.written.includes(asked) ? 80 : 0;
   for (const other of one.others) {
     if (other === asked) best = Math.max(best, 95);
     else if (other.startsWith(asked)) best = Math.max(best, 84);
@@ -129,14 +139,16 @@ function chinese(one, asked) {
   return best || (one.path.includes(asked) ? 30 : 0);
 }
 
+const SYNONYM = 5; // so much less is a synonym's pinyin than the name's
+
 function foreign(one, asked) {
   if (one.english === asked || one.id === asked) return 96;
-  let best = 0;
-  for (const said of one.spoken) best = Math.max(best, spoken(said, asked));
+  let best = one.spoken ? spoken(one.spoken, asked) : 0;
+  if (best < 94 - SYNONYM) for (const said of one.spokenOthers) best = Math.max(best, spoken(said, asked) - SYNONYM);
   const at = best < 82 ? one.english.indexOf(asked) : -1;
   if (at === 0) best = 82;
   else if (at > 0) best = Math.max(best, one.english[at - 1] === " " ? 74 : 40);
-  return best || (one.id.startsWith(asked) ? 60 : 0);
+  return best > 0 ? best : one.id.startsWith(asked) ? 60 : 0;
 }
 
 /** How well `asked` abbreviates the syllables: whole 94, from the start 86, from a later syllable 66. */

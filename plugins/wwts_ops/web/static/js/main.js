@@ -6,7 +6,7 @@ import { useKeys } from "./keys.js";
 import * as labels from "./labels.js";
 import * as outbox from "./outbox.js";
 import Single from "./single.js";
-import { refresh, useSummary } from "./summary.js";
+import { opened, recount, useSummary } from "./summary.js";
 import { Notice, number } from "./ui.js";
 
 const TABS = [
@@ -24,7 +24,7 @@ const AppContext = createContext(null);
 
 /**
  * {me, filters, setFilters(filters), toast(message, {undo, tone}), may (answers), admin, counts {left, done, mine},
- * refresh() (counts anew), go(route), help()}.
+ * recount() (asks the server anew), go(route), help()}.
  */
 export const useApp = () => useContext(AppContext);
 
@@ -59,7 +59,7 @@ function useOnline() {
   return online;
 }
 
-/** Messages, the newest last; the same one twice is one. */
+/** Messages, the newest last; the same one twice is one. `toast` returns what takes the message away early. */
 function useToasts() {
   const [toasts, setToasts] = useState([]);
   const serial = useRef(0);
@@ -68,6 +68,7 @@ function useToasts() {
     const id = (serial.current += 1);
     setToasts((all) => [...all.filter((one) => one.message !== message), { id, message, undo, tone }].slice(-3));
     setTimeout(close, TOAST_MS, id);
+    return () => close(id);
   };
   return [toasts, useMemo(() => toast, []), close];
 }
@@ -77,7 +78,7 @@ function useCounts(filters) {
   const { data } = useSummary(filters);
   const { made, pending } = useOutbox();
   const base = useRef(null);
-  if (base.current?.data !== data) base.current = { data, made: made - pending };
+  if (base.current?.counted !== data?.counted) base.current = { counted: data?.counted, made: made - pending };
   if (!data) return { left: null, done: null, mine: null, perHour: null };
   const more = made - base.current.made;
   return { left: Math.max(0, data.left - more), done: data.done_today + more, mine: data.mine_today + more, perHour: data.per_hour };
@@ -108,20 +109,21 @@ function Shell({ me }) {
     }
   };
   const app = {
-    me, filters, setFilters, toast, counts, refresh,
+    me, filters, setFilters, toast, counts, recount,
     may: me.role !== "viewer",
     admin: me.role === "admin",
     go: (to) => { location.hash = `#/${to}`; },
     help: () => setHelp(true),
   };
   useKeys({ "?": () => setHelp(true) });
+  useEffect(opened, [route]);
   return html`<${AppContext.Provider} value=${app}>
     <a class="skip" href="#stage" onClick=${(event) => { event.preventDefault(); document.getElementById("stage")?.focus(); }}>跳到正文</a>
     <${Header} app=${app} route=${route} />
     <${Banner} />
-    <main id="stage" tabindex="-1" class=${`page ${route}`}><${Routed} key=${route} route=${route} app=${app} /></main>
+    <main id="stage" tabindex=${route === "morning" ? 0 : -1} class=${`page ${route}`}><${Routed} key=${route} route=${route} app=${app} /></main>
     <${Toasts} toasts=${toasts} close=${close} />
-    ${help && html`<${Help} onClose=${() => setHelp(false)} />`}
+    ${help && html`<${Help} may=${app.may} onClose=${() => setHelp(false)} />`}
   <//>`;
 }
 
@@ -132,7 +134,7 @@ function Header({ app, route }) {
     <h1>图片审核</h1>
     <nav aria-label="页面">${TABS.map((tab) => html`<a key=${tab.route} href=${`#/${tab.route}`}
       aria-current=${tab.route === route ? "page" : undefined}>${tab.name}</a>`)}</nav>
-    <${Saving} />
+    ${app.may && html`<${Saving} />`}
     <dl class="tally">
       <div title=${pace(app.counts)}><dt>待审</dt><dd data-testid="left-count">${number(left)}</dd></div>
       <div title=${mine === null ? "" : `其中我审核 ${number(mine)} 张`}><dt>今天完成</dt><dd data-testid="done-today">${number(done)}</dd></div>
@@ -230,7 +232,11 @@ function Start() {
     else begin();
   };
   useEffect(() => {
-    const seen = () => me && document.visibilityState === "visible" && get("api/me").then(back, (failed) => console.debug(failed));
+    const known = (told) => {
+      back(told);
+      labels.load(told.taxonomy_version).catch((failed) => console.error(failed)); // somebody may have added labels
+    };
+    const seen = () => me && document.visibilityState === "visible" && get("api/me").then(known, (failed) => console.debug(failed));
     document.addEventListener("visibilitychange", seen);
     return () => document.removeEventListener("visibilitychange", seen);
   }, [me]);

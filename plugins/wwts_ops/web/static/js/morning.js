@@ -56,7 +56,7 @@ function Figure({ title, value, note, testid, children, big }) {
 function progress(figures, me) {
   if (!figures.left) return { value: "已完成", note: "今天的图片都看完了。" };
   const done = clock(figures.done_by, me.timezone);
-  if (!done) return { value: "—", note: "最近两周没有人审过，还估不出来。" };
+  if (!done) return { value: "—", note: "今天以前的两周没有人审过，还估不出来。" };
   const later = asLocal(new Date(figures.done_by), me.timezone).slice(0, 10);
   const value = later === figures.date ? done : `${day(later, "")} ${done}`;
   return { value, note: `按 ${day(figures.pace_of, me.today)}的速度：每小时 ${number(figures.per_hour)} 张` };
@@ -68,7 +68,7 @@ function auditSentence({ rate, low, high, answered, asked }) {
   if (!answered) return asked ? `抽出了 ${number(asked)} 张自动标签，还没有人看过。` : "还没有抽查的图片。";
   if (answered < TOO_FEW) return `近 28 天才抽看了 ${number(answered)} 张自动标签，太少了，还说明不了什么。`;
   const waiting = asked > answered ? `，还有 ${number(asked - answered)} 张没看` : "";
-  return `近 28 天抽看了 ${number(answered)} 张自动标签${waiting}。估计每 1,000 个里有 ${inThousand(rate)} 个错，九成五的把握在 ${inThousand(high)} 到 ${inThousand(low)} 个之间。`;
+  return `近 28 天抽看了 ${number(answered)} 张自动标签${waiting}。估计每 1,000 个里有 ${inThousand(rate)} 个错，95% 的把握在 ${inThousand(high)} 到 ${inThousand(low)} 个之间。`;
 }
 
 function agreementSentence({ rate, answered }) {

@@ -2,7 +2,7 @@
 import { html } from "../vendor/htm-preact.js";
 import { pictureUrl } from "./api.js";
 import { LabelPicker } from "./picker.js";
-import { percent } from "./ui.js";
+import { number, percent, ReadOnly } from "./ui.js";
 
 const WHY = { review: "待审核", forced_review: "强制审核", audit: "随机抽查" };
 
@@ -15,12 +15,22 @@ export function Panel({ look, app }) {
       ? html`<${LabelPicker} focus=${look.searching.count || false} initial=${look.searching.text}
           onPick=${(label) => look.choose(label)} onCancel=${look.shut} onPropose=${(text) => look.open("none", { text })}
           extra=${html`<kbd aria-hidden="true" class="inbox">/</kbd>`} />`
-      : html`<p class="readonly" data-testid="readonly"><b>您目前只能查看，不能作答。</b>想参与审核，请让管理员把“${app.me.user}”加入审核人员名单（WWTS_REVIEWERS）。</p>`}
+      : html`<${ReadOnly} me=${app.me} />`}
     <${Choices} look=${look} may=${app.may} />
-    <${Others} look=${look} may=${app.may} />
-    <${Extras} look=${look} may=${app.may} />
-    <${Last} look=${look} may=${app.may} />
+    ${app.may
+      ? html`<${Others} look=${look} /><${Extras} look=${look} /><${Last} look=${look} />`
+      : html`<${Steps} queue=${look.queue} />`}
   </aside>`;
+}
+
+/** Back and forth, for those who only look. */
+function Steps({ queue }) {
+  const Step = ({ by, name, key_, arrow }) => html`<button type="button" class="other" aria-keyshortcuts=${key_} disabled=${!queue.leads(by)}
+    data-testid=${by > 0 ? "next" : "previous"} onClick=${() => queue.step(by)}><kbd aria-hidden="true">${arrow}</kbd>${name}</button>`;
+  return html`<div class="steps" role="group" aria-label="翻看">
+    <${Step} by=${-1} name="上一张" key_="ArrowLeft" arrow="←" /><${Step} by=${1} name="下一张" key_="ArrowRight" arrow="→" />
+    <p class="soft" role="status">第 ${number(queue.at + 1)} 张，共 ${number(Math.max(queue.left ?? 0, queue.items.length))} 张待审</p>
+  </div>`;
 }
 
 function Facts({ item }) {
@@ -65,19 +75,19 @@ function Choices({ look, may }) {
   </ol>`;
 }
 
-const Other = ({ name, key_, testid, onClick, disabled, tone = "" }) => html`<button type="button" class=${`other ${tone}`} data-testid=${testid}
-  aria-keyshortcuts=${key_} disabled=${disabled} onClick=${(event) => event.detail < 2 && onClick()}><kbd aria-hidden="true">${key_}</kbd>${name}</button>`;
+const Other = ({ name, key_, testid, onClick }) => html`<button type="button" class="other" data-testid=${testid}
+  aria-keyshortcuts=${key_} onClick=${(event) => event.detail < 2 && onClick()}><kbd aria-hidden="true">${key_}</kbd>${name}</button>`;
 
-function Others({ look, may }) {
+function Others({ look }) {
   return html`<div class="others" role="group" aria-label="其他回答">
-    <${Other} name="都不对" key_="0" testid="none" disabled=${!may} onClick=${() => look.open("none")} />
-    <${Other} name="图片有问题" key_="x" testid="reject" disabled=${!may} onClick=${() => look.open("reject")} />
-    <${Other} name="跳过" key_="s" testid="skip" disabled=${!may} onClick=${look.skip} />
-    <${Other} name="撤销" key_="u" testid="undo" disabled=${!may} onClick=${look.undo} />
+    <${Other} name="都不对" key_="0" testid="none" onClick=${() => look.open("none")} />
+    <${Other} name="图片有问题" key_="x" testid="reject" onClick=${() => look.open("reject")} />
+    <${Other} name="跳过" key_="s" testid="skip" onClick=${look.skip} />
+    <${Other} name="撤销" key_="u" testid="undo" onClick=${look.undo} />
   </div>`;
 }
 
-function Extras({ look, may }) {
+function Extras({ look }) {
   const { draft, set } = look;
   const leave = (event) => {
     if ((event.key === "Escape" || event.key === "Enter") && !event.isComposing && event.keyCode !== 229) {
@@ -87,22 +97,22 @@ function Extras({ look, may }) {
   };
   return html`<div class="extras">
     <label class="comment"><span class="hidden">备注</span>
-      <input type="text" maxlength="500" placeholder="备注（可不填）" data-testid="comment" value=${draft.comment} disabled=${!may}
+      <input type="text" maxlength="500" placeholder="备注（可不填）" data-testid="comment" value=${draft.comment}
         onInput=${(event) => set({ comment: event.target.value })} onKeyDown=${leave} /><kbd aria-hidden="true" class="inbox">c</kbd></label>
     <label class="tick" title="模型在这张图上错得典型，收进坏例，每个新模型都要考它"><input type="checkbox" data-testid="badcase"
-      checked=${draft.badcase || draft.never} disabled=${!may || draft.never} onChange=${(event) => set({ badcase: event.target.checked })} />收为坏例<kbd aria-hidden="true">b</kbd></label>
+      checked=${draft.badcase || draft.never} disabled=${draft.never} onChange=${(event) => set({ badcase: event.target.checked })} />收为坏例<kbd aria-hidden="true">b</kbd></label>
     <label class="tick" title="新模型只要在这张图上再错，就不能上线"><input type="checkbox" data-testid="never"
-      checked=${draft.never} disabled=${!may} onChange=${(event) => set({ never: event.target.checked })} />以后不许再错<kbd aria-hidden="true">n</kbd></label>
+      checked=${draft.never} onChange=${(event) => set({ never: event.target.checked })} />以后不许再错<kbd aria-hidden="true">n</kbd></label>
   </div>`;
 }
 
 /** The last step, always at the same place: what was said, and the way back. */
-function Last({ look, may }) {
+function Last({ look }) {
   const { last } = look;
   return html`<div class="last" role="status" data-testid="last">
     ${last
       ? html`<img src=${pictureUrl(last.item.content)} alt="" hidden=${!last.item.has_picture} /><span class="what">上一张：${last.text}</span>
-          <button type="button" class="link" disabled=${!may} onClick=${look.undo}>撤销</button>`
-      : html`<span class="what soft">${may ? "看图，按数字键选标签；按 ? 看全部快捷键。" : "按 ? 看全部快捷键。"}</span>`}
+          <button type="button" class="link" onClick=${look.undo}>撤销</button>`
+      : html`<span class="what soft">看图，按数字键选标签；按 ? 看全部快捷键。</span>`}
   </div>`;
 }

@@ -69,7 +69,7 @@ export function LabelPicker({ onPick, onCancel, onPropose, initial = "", focus =
     <svg class="glass" viewBox="0 0 20 20" aria-hidden="true"><circle cx="8.5" cy="8.5" r="5.5" /><path d="M13 13l4.5 4.5" /></svg>
     <input ref=${input} type="text" role="combobox" autocomplete="off" spellcheck=${false} data-testid=${testid ?? "search"}
       aria-label="搜索全部标签" aria-expanded=${shown ? "true" : "false"} aria-controls=${name} aria-autocomplete="list"
-      aria-activedescendant=${shown && at >= 0 ? `${name}-${at}` : undefined} disabled=${disabled}
+      aria-activedescendant=${shown && hits[at] ? `${name}-${at}` : undefined} disabled=${disabled}
       placeholder=${placeholder ?? "搜索全部标签：中文、拼音、首字母或英文"} value=${text}
       onInput=${write} onKeyDown=${keydown} onFocus=${() => setOpen(true)} onBlur=${() => setOpen(false)} />
     ${extra}

@@ -33,7 +33,8 @@ function loaded(address) {
 
 /**
  * The photo of `item`. original: show the original bytes instead (fetched only then). onState("loading" | "ready" |
- * "failed" | "none"). zoomer: a ref that gets {toggle(), by(factor), pan(x, y)} for the keys.
+ * "failed" | "none"). zoomer: a ref that gets {toggle(), zoomed(), by(factor), pan(x, y)} for the
+ * keys.
  */
 export function Photo({ item, original, onState, zoomer }) {
   const well = useRef(null);
@@ -67,6 +68,7 @@ export function Photo({ item, original, onState, zoomer }) {
   };
   zoomer.current = {
     toggle: () => zoom(view.current.scale === 1 ? CLOSE : 1),
+    zoomed: () => view.current.scale > 1,
     by: (factor) => zoom(view.current.scale * factor),
     pan: (x, y) => view.current.scale > 1 && pan(x, y),
   };

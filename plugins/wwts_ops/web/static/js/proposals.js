@@ -1,8 +1,9 @@
 // Labels that people missed: an admin takes them up, points them to one that is there, or refuses.
 
 import { html, useState } from "../vendor/htm-preact.js";
-import { send } from "./api.js";
+import { get, send } from "./api.js";
 import { moment } from "./format.js";
+import * as labels from "./labels.js";
 import { LabelPicker } from "./picker.js";
 import { Thumbnail, Waiting, useGot } from "./records.js";
 
@@ -54,6 +55,8 @@ export function Proposals({ app }) {
         { accept: "已采纳，标签体系有了新版本。", merge: "已合并。", refuse: "已记下：不采纳。" }[decision.decision],
       );
       reload();
+      app.recount();
+      if (decision.decision === "accept") await labels.load((await get("api/me")).taxonomy_version);
     } catch (error) {
       setRefused(error.message);
     }

@@ -5,14 +5,27 @@ import { Dialog } from "./ui.js";
 const Option = ({ key_, name, note, onClick, testid }) => html`<button type="button" class="option" data-testid=${testid}
   aria-keyshortcuts=${key_} onClick=${(event) => event.detail < 2 && onClick()}><kbd aria-hidden="true">${key_}</kbd><span>${name}${note && html`<small>${note}</small>`}</span></button>`;
 
+// What a person can see of a picture; the other reasons are about files, for pictures that do not open.
+const BY_EYE = {
+  not_an_image: ["不是商品图", "占位图、广告图，或只有文字"],
+  corrupt: ["画面坏了", "花屏、色块，或打不开"],
+  truncated: ["画面不完整", "只显示出一部分"],
+  too_small: ["看不清", "图太小或太糊"],
+};
+
+const PASSING = "unreadable_uri"; // tried again every night: nothing to reject a picture for
+
 /** x: the picture itself is bad. */
 export function RejectDialog({ reasons, look }) {
-  const codes = Object.keys(reasons).slice(0, 9);
+  const [all, setAll] = useState(false);
+  const seen = Object.keys(BY_EYE).filter((code) => code in reasons);
+  const codes = [...seen, ...(all ? Object.keys(reasons).filter((code) => !(code in BY_EYE) && code !== PASSING) : [])].slice(0, 9);
   const reject = (reason) => look.answer({ kind: "reject_image", reason });
   const keys = Object.fromEntries(codes.map((code, index) => [String(index + 1), () => reject(code)]));
   return html`<${Dialog} title="图片有什么问题？" onClose=${look.shut} keys=${{ ...keys, x: look.shut }} testid="reject-sheet">
-    <div class="options">${codes.map((code, index) => html`<${Option} key=${code} key_=${index + 1} name=${reasons[code]} testid=${`reason-${code}`} onClick=${() => reject(code)} />`)}</div>
-    <p class="soft">图片会退回，不再打标签。按 Esc 返回。</p>
+    <div class="options">${codes.map((code, index) => html`<${Option} key=${code} key_=${index + 1} name=${BY_EYE[code]?.[0] ?? reasons[code]} note=${BY_EYE[code]?.[1]} testid=${`reason-${code}`} onClick=${() => reject(code)} />`)}</div>
+    ${!all && html`<p><button type="button" class="link" onClick=${() => setAll(true)}>文件方面的原因…</button></p>`}
+    <p class="soft">图片会作废，不再打标签。按 Esc 返回。</p>
   <//>`;
 }
 
@@ -22,7 +35,7 @@ export function NoneDialog({ me, look, text }) {
   if (proposing) return html`<${Propose} me=${me} look=${look} text=${text ?? ""} />`;
   const wrong = (more = {}) => look.answer({ kind: "wrong_unknown", ...more });
   const keys = { 0: () => wrong(), Enter: () => wrong(), l: () => wrong({ later: true }), n: () => setProposing(true), "/": () => { look.shut(); look.search(""); } };
-  return html`<${Dialog} title="五个标签都不对" onClose=${look.shut} keys=${keys} testid="none-sheet">
+  return html`<${Dialog} title="这些标签都不对" onClose=${look.shut} keys=${keys} testid="none-sheet">
     <div class="options">
       <${Option} key_="0" name="只记为“都不对”" note="不知道正确的标签，先撤下错的" testid="none-plain" onClick=${() => wrong()} />
       <${Option} key_="l" name="稍后再标" note="撤下错的，排到队列最前面，等人补上正确的标签" testid="none-later" onClick=${() => wrong({ later: true })} />
@@ -33,7 +46,7 @@ export function NoneDialog({ me, look, text }) {
 }
 
 function Propose({ me, look, text }) {
-  const [wanted, setWanted] = useState({ label_zh: text, category_path: look.item?.category_path ?? "", synonyms_zh: "", label_en: "" });
+  const [wanted, setWanted] = useState({ label_zh: text, category_path: "", synonyms_zh: "", label_en: "" });
   const first = useRef(null);
   useEffect(() => first.current?.focus(), []);
   const field = (name) => ({ value: wanted[name], onInput: (event) => setWanted({ ...wanted, [name]: event.target.value }) });
@@ -48,7 +61,7 @@ function Propose({ me, look, text }) {
       <label>中文名称<input ref=${first} type="text" required maxlength="60" data-testid="propose-name" ...${field("label_zh")} /></label>
       <label>类目<input type="text" required maxlength="200" list="propose-categories" data-testid="propose-category" placeholder="例如：食品 > 饮料 > 水" ...${field("category_path")} /></label>
       <datalist id="propose-categories">${me.kept_categories.map((path) => html`<option key=${path} value=${path} />`)}</datalist>
-      <label>别名<input type="text" maxlength="200" placeholder="可不填，用顿号隔开" ...${field("synonyms_zh")} /></label>
+      <label>同义词<input type="text" maxlength="200" placeholder="可不填，用顿号分开" ...${field("synonyms_zh")} /></label>
       <label>英文名<input type="text" maxlength="120" placeholder="可不填" ...${field("label_en")} /></label>
       <p class="soft">管理员采纳后，这张图片会自动改成新标签；在那之前记为“都不对”。</p>
       <div class="row end"><button type="button" class="other" onClick=${look.shut}>返回</button><button type="submit" class="main" disabled=${!ready} data-testid="propose-submit">提交提议</button></div>

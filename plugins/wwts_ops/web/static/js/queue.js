@@ -8,14 +8,46 @@ const REFILL_BELOW = 7;
 const MOST_HELD = 200; // the server takes no more
 const LOOK_AGAIN_MS = 20_000;
 
-/** `changed()` is called after every change; read `items`, `phase` and `error` then. */
-export class Queue {
-  constructor(filters, { role, lease_seconds: leaseSeconds }, changed) {
+/** Items with what belongs to them. `changed()` is called after every change; read `items`, `phase`, `error` then. */
+export class Shelf {
+  constructor(filters, changed) {
     Object.assign(this, { filters, changed, items: [], left: null, phase: "loading", error: null, skipped: [] });
-    this.answered = new Set();
     this.details = new Map();
     this.taking = false;
     this.closed = false;
+  }
+
+  /** Pictures of all these, and what belongs to the first few. */
+  ready(items) {
+    for (const item of items) if (item.has_picture) prefetch(item.content);
+    for (const item of items.slice(0, 3)) this.detail(item);
+  }
+
+  /** Siblings, look-alikes and opinions of an item: fetched once, null until they are there. */
+  detail(item) {
+    if (!item.siblings && !item.near && item.state !== "disputed") return NOTHING;
+    const kept = this.details.get(item.content);
+    if (kept !== undefined) return kept;
+    this.details.set(item.content, null);
+    get(`api/items/${item.content}`).then(
+      (told) => this.learned(item, { siblings: told.siblings ?? [], alike: told.alike ?? [], opinions: told.opinions ?? null }),
+      (error) => this.learned(item, { ...NOTHING, error }),
+    );
+    return null;
+  }
+
+  learned(item, detail) {
+    this.details.set(item.content, detail);
+    for (const other of [...detail.siblings, ...detail.alike].slice(0, 8)) prefetch(other.content);
+    this.changed();
+  }
+}
+
+/** What this reader answers. */
+export class Queue extends Shelf {
+  constructor(filters, { lease_seconds: leaseSeconds }, changed) {
+    super(filters, changed);
+    this.answered = new Set();
     this.renewing = setInterval(() => this.renew(), Math.max(20_000, (leaseSeconds * 1000) / 3));
     this.asking = setInterval(() => this.phase === "others" && this.refill(), LOOK_AGAIN_MS);
     // Counted with answers still on their way, "left" may have been too high.
@@ -24,9 +56,7 @@ export class Queue {
     addEventListener("pagehide", this.leaving);
     addEventListener("online", (this.back = () => this.refill()));
     addEventListener("pageshow", (this.shownAgain = (event) => event.persisted && this.renew()));
-    // Looking at an item leases it, and whoever cannot answer must not keep others from it.
-    if (role === "viewer") this.phase = "forbidden";
-    else this.refill();
+    this.refill();
   }
 
   close() {
@@ -72,38 +102,13 @@ export class Queue {
     this.left = left;
     this.error = null;
     this.phase = this.items.length ? "ready" : this.skipped.length ? "skipped" : left > outbox.contents().length ? "others" : "done";
-    this.prepare();
+    this.ready(this.items);
   }
 
   failed(error) {
     this.error = error;
     if (!this.items.length) this.phase = error.status === 403 ? "forbidden" : "error";
     if (error.passing && !this.closed) this.retry = setTimeout(() => this.refill(), 5000);
-  }
-
-  /** Pictures of all that wait here, and what belongs to the next few. */
-  prepare() {
-    for (const item of this.items) if (item.has_picture) prefetch(item.content);
-    for (const item of this.items.slice(0, 3)) this.detail(item);
-  }
-
-  /** Siblings, look-alikes and opinions of an item: fetched once, null until they are there. */
-  detail(item) {
-    if (!item.siblings && !item.near && item.state !== "disputed") return NOTHING;
-    const kept = this.details.get(item.content);
-    if (kept !== undefined) return kept;
-    this.details.set(item.content, null);
-    get(`api/items/${item.content}`).then(
-      (told) => this.learned(item, { siblings: told.siblings ?? [], alike: told.alike ?? [], opinions: told.opinions ?? null }),
-      (error) => this.learned(item, { ...NOTHING, error }),
-    );
-    return null;
-  }
-
-  learned(item, detail) {
-    this.details.set(item.content, detail);
-    for (const other of [...detail.siblings, ...detail.alike].slice(0, 8)) prefetch(other.content);
-    this.changed();
   }
 
   /** The shown item is dealt with; so are `others`, wherever they wait. */
@@ -125,7 +130,7 @@ export class Queue {
 
   next() {
     if (!this.items.length) this.phase = "loading";
-    this.prepare();
+    this.ready(this.items);
     this.changed();
     this.refill();
   }
@@ -136,7 +141,7 @@ export class Queue {
     this.skipped = this.skipped.filter((content) => content !== item.content);
     this.items = [item, ...this.items.filter((other) => other.content !== item.content)];
     this.phase = "ready";
-    this.prepare();
+    this.ready(this.items);
     this.changed();
   }
 
@@ -144,7 +149,7 @@ export class Queue {
   insert(items) {
     for (const item of items) this.answered.delete(item.content);
     this.items.splice(1, 0, ...items);
-    this.prepare();
+    this.ready(this.items);
     this.changed();
   }
 

@@ -71,6 +71,7 @@ export function Bulk({ app }) {
       setPreview(null);
       app.toast(`撤回了 ${preview.selection.person} 的 ${number(told.count)} 条答案，图片已重新排队。`);
       outbox.flush();
+      app.recount();
     });
   return html`<div class="tab-head"><h2>批量撤回</h2><p class="soft">有人看错了一批？选出是谁、哪段时间，先预览，再撤回。</p></div>
     <form class="bulk-form" onSubmit=${look}>

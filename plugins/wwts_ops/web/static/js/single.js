@@ -9,6 +9,7 @@ import { useKeys } from "./keys.js";
 import * as outbox from "./outbox.js";
 import { NoneDialog, RejectDialog, SharedDialog } from "./questions.js";
 import { Panel } from "./panel.js";
+import { Peek } from "./peek.js";
 import { Photo } from "./picture.js";
 import { Queue } from "./queue.js";
 
@@ -56,8 +57,8 @@ function shortcuts(look, zoomer, may) {
     "+": () => zoomer.current.by(1.4),
     "=": () => zoomer.current.by(1.4),
     "-": () => zoomer.current.by(1 / 1.4),
-    ArrowLeft: () => zoomer.current.pan(80, 0),
-    ArrowRight: () => zoomer.current.pan(-80, 0),
+    ArrowLeft: () => (may || zoomer.current.zoomed() ? zoomer.current.pan(80, 0) : look.queue.step(-1)),
+    ArrowRight: () => (may || zoomer.current.zoomed() ? zoomer.current.pan(-80, 0) : look.queue.step(1)),
     ArrowUp: () => zoomer.current.pan(0, 80),
     ArrowDown: () => zoomer.current.pan(0, -80),
     o: () => set({ original: !draft.original }),
@@ -90,7 +91,7 @@ function useLook(app) {
   const [last, setLast] = useState(null);
   const [searching, setSearching] = useState({ count: 0, text: "" });
   const key = JSON.stringify(app.filters);
-  const queue = useMemo(() => new Queue(app.filters, app.me, draw), [key]);
+  const queue = useMemo(() => (app.may ? new Queue(app.filters, app.me, draw) : new Peek(app.filters, draw)), [key]);
   useEffect(() => () => queue.close(), [queue]);
   const item = queue.current;
   const picture = useRef("loading");

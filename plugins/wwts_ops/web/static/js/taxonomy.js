@@ -106,7 +106,7 @@ function Tools({ admin, version, author, onNew, onImport, onHistory }) {
     ${admin && html`<button type="button" class="other" data-testid="taxonomy-import" onClick=${onImport}>导入…</button>`}
     <a class="other" href=${address("api/taxonomy/export.csv")} download data-testid="taxonomy-csv">导出 CSV</a>
     <a class="other" href=${address("api/taxonomy/export.xlsx")} download data-testid="taxonomy-xlsx">导出 Excel</a>
-    <button type="button" class="other" data-testid="taxonomy-history" title=${`版本 ${version}`} onClick=${onHistory}>历史<span class="faint"> · ${author}</span></button>
+    <button type="button" class="other" data-testid="taxonomy-history" title=${`现在的版本：${version}${author && `，${author}`}`} onClick=${onHistory}>历史</button>
   </div>`;
 }
 

@@ -83,7 +83,7 @@ function Version({ version, me, name }) {
     ${
       changed &&
       version.previous &&
-      html`<details onToggle=${open}><summary>之前 → 之后</summary>
+      html`<details onToggle=${open}><summary>看改动</summary>
       ${problem && html`<p class="problem" role="alert">${problem}</p>`}
       ${told ? html`<div class="wide"><${Diff} diff=${told.diff} count=${told.count} name=${name} /></div>` : !problem && html`<p class="soft">正在打开……</p>`}</details>`
     }

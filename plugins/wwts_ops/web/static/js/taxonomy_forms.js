@@ -49,7 +49,7 @@ export function Review({ changes, version, name, onApplied, onClose, onReload })
     }
   };
   const changed = error && (error.status === 409 || error.code === "changed");
-  return html`<${Dialog} title="之前 → 之后" onClose=${onClose} wide testid="taxonomy-review">
+  return html`<${Dialog} title="核对改动" onClose=${onClose} wide testid="taxonomy-review">
     ${error && html`<p class="problem" role="alert">${changed ? "刚刚有别人改了标签体系，您的改动还没有生效。" : error.message}</p>`}
     ${!told && !error && html`<p class="soft" role="status">正在核对……</p>`}
     ${told && html`<${Diff} diff=${told.diff} count=${told.count} name=${name} />`}

@@ -45,6 +45,9 @@ export function Dialog({ title, children, onClose, keys = {}, wait = 0, wide = f
   </dialog>`;
 }
 
+/** Whom to ask for the right to answer. */
+export const ReadOnly = ({ me }) => html`<p class="readonly" data-testid="readonly">您可以翻看，不能作答。想参与审核，请让管理员把“${me.user}”加入审核人员名单（WWTS_REVIEWERS）。</p>`;
+
 /** A calm page for when there is nothing to do, or something is in the way. */
 export const Notice = ({ title, children, actions, drawing = "picture" }) => html`<div class="notice" role="status">
   <svg width="72" height="72" viewBox="0 0 64 64" aria-hidden="true">
