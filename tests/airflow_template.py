@@ -1,4 +1,4 @@
-"""A migrated, empty Airflow database, made once a test session: each further one is a copy, not eight seconds of work."""
+"""A migrated, empty Airflow database, made once a test session: further ones are copies, not seconds of work."""
 
 from __future__ import annotations
 
