@@ -10,11 +10,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from wwts_ops import database
+from wwts_ops import database, taxonomy
 from wwts_ops.database import corrections, label_proposals, review_items, review_marks, review_opinions
-from wwts_ops.review import answering
+from wwts_ops.review import answering, proposals
 from wwts_ops.review.answering import Action, Result
 from wwts_ops.settings import Settings
+from wwts_ops.storage import Store
 from wwts_ops.taxonomy import Label, Taxonomy
 
 LI, ZHANG, ANNA, BOSS = "小李", "小张", "anna", "主管"
@@ -144,3 +145,11 @@ class Table:
 def act(of: str, kind: str = "confirm", revision: int | None = 1, **values: Any) -> Action:
     labels: Sequence[str] = values.pop("labels", (BEER,) if kind == "correct" else ())
     return Action(values.pop("answer_id", None) or str(uuid.uuid4()), of, revision, kind, tuple(labels), **values)
+
+
+def accepted(table: Table, proposal_id: str) -> None:
+    """An admin says that beer is what a proposed label means."""
+    store = Store.of(table.settings)
+    if taxonomy.current(store) is None:
+        taxonomy.put(store, NAMES, "测试", expected=None)
+    proposals.decide(table.settings, store, BOSS, proposal_id, "merge", label_id=BEER)

@@ -470,6 +470,24 @@ class TestUndo:
         assert (table.state(one), table.state(near)) == ("open", "open")
         assert [(row["state"], row["decided_by"]) for row in table.proposals()] == [("refused", LI)]
 
+    def test_what_came_of_an_accepted_proposal(self, table: Table) -> None:
+        one, near = table.put("一", near_group="g"), table.put("像一", near_group="g")
+        wish = act(one, "wrong_unknown", also=(near,), proposal=Proposal("起泡酒"))
+        table.say(LI, wish)
+        accepted(table, wish.answer_id)
+        assert [answer[1:] for answer in table.answers()][2:] == [("correct", (BEER,))] * 2
+        (result,) = table.undo(LI, wish)
+        assert (result.status, result.message) == ("saved", "已撤销，另外 1 张也一并撤销了。")
+        assert (table.answers(), table.state(one), table.state(near)) == ([], "open", "open")
+        assert table.undo(LI, wish)[0].status == "already"
+        # What somebody said since then stays.
+        again = act(one, "wrong_unknown", revision=None, proposal=Proposal("气泡酒"))
+        table.say(LI, again)
+        accepted(table, again.answer_id)
+        answers_module.record(table.settings, [imported(table, one)])
+        table.undo(LI, again)
+        assert (table.answers(), table.state(one)) == ([("老王", "confirm", (WINE,))], "done")
+
     def test_twice_does_no_more_than_once(self, table: Table) -> None:
         action = act(table.put("一"))
         table.say(LI, action)

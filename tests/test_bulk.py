@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -10,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from move_shop import postgresql
-from review_table import ANNA, BEER, BOSS, LI, WINE, ZHANG, Table, act, content, sibling
+from review_table import ANNA, BEER, BOSS, LI, WINE, ZHANG, Table, accepted, act, content, sibling
 
 from wwts_ops import database, events
 from wwts_ops import settings as settings_module
@@ -18,7 +19,7 @@ from wwts_ops.database import corrections
 from wwts_ops.errors import WwtsError
 from wwts_ops.review import bulk
 from wwts_ops.review.actions import Proposal
-from wwts_ops.review.bulk import Preview, Selection
+from wwts_ops.review.bulk import ChangedError, Preview, Seen, Selection
 from wwts_ops.settings import Settings
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -39,6 +40,11 @@ def table(request: pytest.FixtureRequest, make_settings: Callable[..., Settings]
     return Table(settings)
 
 
+def take_back(table: Table, selection: Selection = ALWAYS) -> int:
+    """What there is at this moment."""
+    return bulk.take_back(table.settings, BOSS, selection, bulk.preview(table.settings, selection))
+
+
 class TestPreview:
     def test_it_tells_what_would_go(self, table: Table) -> None:
         one, two, three, four = table.put_all(range(4))
@@ -48,7 +54,7 @@ class TestPreview:
         table.undo(LI, undone)
         shown = bulk.preview(table.settings, ALWAYS)
         # The third one was shown as wine, and is no label.
-        assert shown == Preview(3, 6, [(WINE, 2), (BEER, 1)], [three, two, one], 1)
+        assert shown == Preview(3, 6, shown.at, [(WINE, 2), (BEER, 1)], [three, two, one], 1)
         assert len(table.answers()) == 4  # nothing was taken back
 
     def test_by_label_and_time(self, table: Table) -> None:
@@ -68,7 +74,7 @@ class TestPreview:
 
     def test_before_there_is_anything(self, make_settings: Callable[..., Settings]) -> None:
         settings = make_settings()
-        assert bulk.preview(settings, ALWAYS) == Preview(0, 0, [], [], 0)
+        assert bulk.preview(settings, ALWAYS).count == 0
         assert not settings.state_dir.exists()
 
     @pytest.mark.parametrize(
@@ -89,7 +95,7 @@ class TestTakeBack:
         table.say(ZHANG, act(other))
         shown = bulk.preview(table.settings, ALWAYS)
         assert shown.count == 4
-        assert bulk.take_back(table.settings, BOSS, ALWAYS, shown.upto) == 4
+        assert bulk.take_back(table.settings, BOSS, ALWAYS, shown) == 4
         assert table.answers() == [(ZHANG, "confirm", (WINE,))]
         assert [table.state(of) for of in (one, near, content("二"), other)] == ["open", "open", "open", "done"]
         assert (table.item(one).leased_by, table.item(one).revision) == (None, 3)
@@ -107,12 +113,50 @@ class TestTakeBack:
         table.say(LI, act(one))
         shown = bulk.preview(table.settings, ALWAYS)
         table.say(LI, act(two))
-        assert bulk.take_back(table.settings, BOSS, ALWAYS, shown.upto) == 1
+        assert bulk.take_back(table.settings, BOSS, ALWAYS, shown) == 1
         assert (table.state(one), table.state(two)) == ("open", "done")
+
+    def test_looks_that_came_after_the_preview_stay(self, table: Table) -> None:
+        """They wait for somebody else, and so have no number."""
+        first, second = table.put("一", needed=2), table.put("二", needed=2)
+        table.say(LI, act(first))
+        shown = bulk.preview(table.settings, ALWAYS)
+        table.say(LI, act(second))
+        assert bulk.take_back(table.settings, BOSS, ALWAYS, shown) == 1
+        assert (table.state(first), table.state(second)) == ("open", "second")
+
+    def test_what_changed_since_the_preview_is_previewed_again(self, table: Table) -> None:
+        one, two = table.put("一"), table.put("二", needed=2)
+        said = act(one)
+        table.say(LI, said, act(two))
+        shown = bulk.preview(table.settings, ALWAYS)
+        table.undo(LI, said)
+        with pytest.raises(ChangedError, match="现在会撤回 1 条，请重新预览"):
+            bulk.take_back(table.settings, BOSS, ALWAYS, shown)
+        assert (table.state(two), table.events()) == ("second", [])
+        with pytest.raises(WwtsError, match="预览的时间不对"):
+            Seen(1, 1, datetime(2026, 3, 1))
+
+    @pytest.mark.parametrize("decided", ["in time", "later"])
+    def test_what_came_of_a_proposed_label_goes_with_it(self, table: Table, decided: str) -> None:
+        one, near = table.put("一", near_group="g"), table.put("像一", near_group="g")
+        wish = act(one, "wrong_unknown", also=(near,), proposal=Proposal("起泡酒"))
+        table.say(LI, wish)
+        at = table.rows(corrections)[-1]["answered_at"]
+        accepted(table, wish.answer_id)
+        assert [answer[1:] for answer in table.answers()][2:] == [("correct", (BEER,))] * 2
+        chosen = ALWAYS if decided == "in time" else replace(ALWAYS, until=at + timedelta(microseconds=1))
+        shown = bulk.preview(table.settings, chosen)
+        assert shown.count == 2
+        assert bulk.take_back(table.settings, BOSS, chosen, shown) == 2
+        assert (table.answers(), table.state(one), table.state(near)) == ([], "open", "open")
 
     def test_twice_does_no_more_than_once(self, table: Table) -> None:
         table.say(LI, act(table.put("一")))
-        assert [bulk.take_back(table.settings, BOSS, ALWAYS, 1) for _ in range(2)] == [1, 0]
+        shown = bulk.preview(table.settings, ALWAYS)
+        assert bulk.take_back(table.settings, BOSS, ALWAYS, shown) == 1
+        with pytest.raises(ChangedError, match="现在会撤回 0 条，请重新预览"):
+            bulk.take_back(table.settings, BOSS, ALWAYS, shown)
         assert (len(table.rows(corrections)), len(table.events())) == (2, 1)
 
     def test_two_admins_at_once(self, table: Table) -> None:
@@ -128,7 +172,7 @@ class TestTakeBack:
         one = table.put("一")
         table.say(ZHANG, act(one, "wrong_unknown", later=True))
         table.say(LI, act(one, "correct", revision=2))
-        assert bulk.take_back(table.settings, BOSS, ALWAYS, 99) == 1
+        assert take_back(table) == 1
         assert (table.state(one), table.answers()) == ("later", [(ZHANG, "wrong_unknown", ())])
 
     def test_what_somebody_else_said_since_then_stays(self, table: Table) -> None:
@@ -136,7 +180,7 @@ class TestTakeBack:
         table.say(LI, act(one, "wrong_unknown", later=True))
         table.say(ZHANG, act(one, "correct", revision=2))
         assert bulk.preview(table.settings, ALWAYS).already == 1
-        assert bulk.take_back(table.settings, BOSS, ALWAYS, 99) == 0
+        assert take_back(table) == 0
         assert table.state(one) == "done"
 
     def test_all_that_one_person_said_of_an_image(self, table: Table) -> None:
@@ -144,7 +188,7 @@ class TestTakeBack:
         one = table.put("一")
         table.say(LI, act(one, "wrong_unknown", later=True))
         table.say(LI, act(one, "correct", revision=2))
-        assert bulk.take_back(table.settings, BOSS, ALWAYS, 99) == 1
+        assert take_back(table) == 1
         assert (table.state(one), table.answers()) == ("open", [])
 
     def test_looks_that_wait_for_somebody_else(self, table: Table) -> None:
@@ -152,17 +196,17 @@ class TestTakeBack:
         table.say(LI, act(first), act(agreed), act(differ))
         table.say(ZHANG, act(agreed, revision=2), act(differ, "correct", revision=2))
         assert bulk.preview(table.settings, ALWAYS).count == 3
-        assert bulk.take_back(table.settings, BOSS, replace(ALWAYS, person=ZHANG), 99) == 2
+        assert take_back(table, replace(ALWAYS, person=ZHANG)) == 2
         assert [table.state(of) for of in (first, agreed, differ)] == ["second", "second", "second"]
         assert table.answers() == []
-        assert bulk.take_back(table.settings, BOSS, ALWAYS, 99) == 3
+        assert take_back(table) == 3
         assert [table.state(of) for of in (first, agreed, differ)] == ["open", "open", "open"]
 
     def test_the_first_of_two_who_agreed(self, table: Table) -> None:
         one = table.put("一", needed=2)
         table.say(LI, act(one))
         table.say(ZHANG, act(one, revision=2))
-        assert bulk.take_back(table.settings, BOSS, ALWAYS, 99) == 1
+        assert take_back(table) == 1
         assert (table.state(one), table.answers(), table.opinions(one)) == ("second", [], [(ZHANG, 1, None)])
 
     def test_many(self, table: Table) -> None:
@@ -170,17 +214,19 @@ class TestTakeBack:
         contents = table.put_all(range(1_100))
         for start in range(0, len(contents), 200):
             table.say(LI, *(act(one) for one in contents[start : start + 200]))
-        assert bulk.take_back(table.settings, BOSS, ALWAYS, 99_999) == 1_100
+        assert take_back(table) == 1_100
         assert {table.state(of) for of in contents[::100]} == {"open"}
 
 
 def _take_back(given: dict[str, str], admin: str) -> int:
-    found = bulk.preview(settings := settings_module.load(**given), ALWAYS)
-    return bulk.take_back(settings, admin, ALWAYS, min(found.upto, 60))
+    settings = settings_module.load(**given)
+    with contextlib.suppress(ChangedError):
+        return bulk.take_back(settings, admin, ALWAYS, Seen(60, 60, datetime.now(UTC)))
+    return 0
 
 
 def test_a_day_later_the_morning_is_still_there(table: Table) -> None:
     table.say(LI, act(table.put("一")))
     at = table.rows(corrections)[0]["answered_at"]
     morning = Selection(LI, at - timedelta(hours=1), at + timedelta(hours=1), WINE)
-    assert bulk.take_back(table.settings, BOSS, morning, 1) == 1
+    assert take_back(table, morning) == 1

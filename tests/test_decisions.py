@@ -167,6 +167,27 @@ def test_a_label_mapped_to_is_judged_by_its_own_rules() -> None:
     assert (decision.tags[0].label_zh, decision.decision, decision.reason) == ("t:nowhere", "review", "unlisted_label")
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (replace(RIFLE, maps_to="t:strawberry"), "forced_category:武器"),
+        (replace(LIPSTICK, maps_to="t:strawberry", enabled=False), "forced_label"),
+    ],
+)
+@pytest.mark.parametrize("head", [("t:strawberry",), ("t:strawberry", "source"), ("source",)])
+def test_a_label_is_forced_if_one_that_maps_to_it_is(source: Label, reason: str, head: tuple[str, ...]) -> None:
+    """Whether the head has it or not: people may give it all the same."""
+    ids = tuple(source.label_id if one == "source" else one for one in head)
+    decider = Decider(ids, np.full(len(ids), 0.5, np.float32), Taxonomy("t1", (STRAWBERRY, source), ("武器",)), 5)
+    scores = np.full((2, len(ids)), 0.75, np.float32)
+    scores[1] = 0.125
+    assert [(one.decision, one.reason) for one in decider(scores)] == [("forced_review", reason)] * 2
+    columns = decider.columns(scores)
+    assert columns["decision"].to_pylist() == ["forced_review"] * 2
+    assert columns["decision_reason"].to_pylist() == [reason] * 2
+    assert set(columns["label_id"].to_pylist()) == {"t:strawberry"}
+
+
 def test_a_circle_ends() -> None:
     """The page refuses one; a store may hold one all the same."""
     first, second = replace(BERRY, maps_to="t:merged"), replace(MERGED, enabled=True, maps_to="t:berry")

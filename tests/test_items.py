@@ -6,6 +6,7 @@ import random
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from written_nights import Nights, review
 
 from wwts_ops import corrections, database, publish
 from wwts_ops.corrections import Answer
-from wwts_ops.database import review_items, review_opinions
+from wwts_ops.database import review_items, review_loaded, review_opinions
 from wwts_ops.errors import WwtsError
 from wwts_ops.records import REVIEW_ITEMS
 from wwts_ops.review import items, queue
@@ -331,6 +332,37 @@ class TestLeases:
         items.release(shop, "小李", [content(1)])
         assert item(shop, 1).leased_by == "小张"
 
+    def test_what_ran_out_long_ago_is_over(self, shop: Settings) -> None:
+        load(shop, row(1), row(2))
+        taken(shop, "小李")
+        lease = timedelta(minutes=shop.lease_minutes)
+        change(shop, 1, leased_until=datetime.now(UTC) - lease + timedelta(seconds=30))
+        change(shop, 2, leased_until=datetime.now(UTC) - lease - timedelta(seconds=1))
+        assert items.renew(shop, "小李", [content(1), content(2)]) == [content(1)]
+        assert taken(shop, "小张") == [2]
+
+    def test_nobody_holds_more_than_a_few_hundred(self, shop: Settings) -> None:
+        load(shop, *(row(number) for number in range(1, 401)))
+        everything: list[str] = []
+        for _ in range(5):
+            found = items.take(shop, "小李", ALL, 60, everything)
+            everything += [one.content_sha256 for one in found]
+        assert len(everything) == 200
+        assert items.take_label(shop, "小李", "t:a", ALL, 50) != [], "their own are given again"
+        assert items.take(shop, "小李", ALL, 60, everything) == []
+        assert taken(shop, "小张", count=1) == [201]
+        for number in range(1, 4):
+            expire(shop, number)
+        assert taken(shop, "小李", count=200, held=[content(number) for number in range(1, 101)]) == [
+            *range(101, 201),
+            202,
+            203,
+            204,
+        ]
+        assert items.renew(shop, "小李", [content(1), content(200)]) == [content(200)]
+        items.release(shop, "小李", [content(200)])
+        assert items.renew(shop, "小李", [content(1), content(2)]) == [content(1)]
+
     def test_what_is_given_back_is_free(self, shop: Settings) -> None:
         load(shop, row(1), row(2))
         taken(shop, "小李")
@@ -353,6 +385,14 @@ class TestAlike:
         assert numbers(items.alike(shop, item(shop, 1))) == [3, 5]
         assert numbers(items.alike(shop, item(shop, 1), limit=1)) == [3]
         assert items.alike(shop, item(shop, 7)) == []
+
+    def test_the_best_of_many_without_reading_all(self, shop: Settings) -> None:
+        load(shop, *(row(number, near_group="r:1", near=99) for number in range(1, 101)))
+        broken = sa.text("UPDATE review_items SET tags = '不是' WHERE content_sha256 > :content")
+        with database.transaction(shop) as connection:
+            if connection.dialect.name == "sqlite":  # PostgreSQL keeps no such lists
+                connection.execute(broken, {"content": content(61)})
+        assert numbers(items.alike(shop, item(shop, 1))) == list(range(2, 62))
 
 
 VARIED = {
@@ -507,6 +547,27 @@ class TestLoad:
         found = item(shop, 1)
         assert (found.copies, found.value, found.near, found.revision) == (9, 5.0, 2, 1)
 
+    @pytest.mark.parametrize(
+        ("label_id", "state", "revision"),
+        [
+            ("t:a", "open", 1),
+            ("t:a", "later", 1),
+            ("t:b", "open", 2),
+            ("t:b", "later", 2),
+            ("t:a", "done", 2),
+        ],
+    )
+    def test_an_answer_on_its_way_is_heard_when_the_same_tag_is_asked_for_again(
+        self, shop: Settings, label_id: str, state: str, revision: int
+    ) -> None:
+        load(shop, row(1))
+        change(shop, 1, state=state)
+        newer = row(1, run_id="2026-03-02-b", label_id=label_id, confidence=0.5, model_version="2")
+        assert load(shop, newer, date="2026-03-02") == 1
+        found = item(shop, 1)
+        assert (found.date, found.model_version, found.confidence) == ("2026-03-02", "2", 0.5)
+        assert found.revision == revision
+
     @pytest.mark.parametrize("state", ["later", "second", "disputed"])
     def test_what_people_said_half_of_stays_so(self, make_settings: Make, url: str, state: str) -> None:
         shop = make_settings(database_url=url, forced_answers=2)
@@ -516,8 +577,8 @@ class TestLoad:
         change(shop, 1, state=state)
         load(shop, row(1, run_id="2026-03-02-b"), date="2026-03-02")
         found = item(shop, 1)
-        assert (found.state, found.decision, found.revision) == (state, "review", 2)
-        assert found.needed == (1 if state == "later" else 2)
+        assert (found.state, found.decision) == (state, "review")
+        assert (found.needed, found.revision) == ((1, 1) if state == "later" else (2, 2))
 
     def test_what_is_answered_is_asked_no_more(self, shop: Settings) -> None:
         load(shop, row(1))
@@ -659,8 +720,7 @@ class TestNights:
         old = made.store.read_table(key).select(REVIEW_QUEUE.names)
         made.store.write_table(key, old)
         made.store.write_table("review/date=2026-02-28/part-2026-02-28-0.parquet", old.slice(0, 0))
-        with database.transaction(made.settings) as connection:
-            connection.execute(sa.delete(review_items))
+        lose(made.settings)
         assert items.sync(made.store, made.settings) == old.num_rows
         assert items.sync(made.store, made.settings) == 0
         found = items.take(made.settings, "x", ALL, items.MOST)
@@ -668,8 +728,60 @@ class TestNights:
         assert found[0].shown_because == "forced_review"
         assert all(one.siblings == [] and one.near == 0 for one in found)
 
+    def test_a_queue_is_loaded_once_whatever_became_of_its_items(self, made: ReviewShop) -> None:
+        """A later run asked for all of them, they were pruned, or there were none: nobody waits for another look."""
+        made.store.write_table(f"review/date={DATE}/part-{DATE}-empty.parquet", REVIEW_ITEMS.empty_table())
+        items.sync(made.store, made.settings)
+        rows = made.store.read_table(queue.queue_key(made.plan))
+        later = rows.set_column(rows.schema.get_field_index("run_id"), "run_id", pa.array(["z"] * len(rows)))
+        assert items.load(made.settings, later.cast(REVIEW_ITEMS), "2026-03-02") == len(rows)
+        with unanswerable(made.settings):
+            assert items.sync(made.store, made.settings) == 0
+        corrections.record(made.settings, [answer(int(one, 16)) for one in rows["content_sha256"].to_pylist()[1:]])
+        items.close(made.settings, {one.content_sha256: (one.revision, one.run_id) for one in waiting(made)}, "x", DATE)
+        assert items.forget(made.settings, "2099-01-01") == len(rows)
+        assert items.sync(made.store, made.settings) == 0
+        assert waiting(made) == []
+
+    def test_who_is_killed_while_a_queue_is_loaded_loads_the_rest_next_time(self, made: ReviewShop) -> None:
+        """Rows are committed a thousand at a time, so that answers wait for no more than those."""
+        key = f"review/date={DATE}/part-{DATE}-cccccccccccc.parquet"
+        good = [row(number) for number in range(1, 1501)]
+        made.store.write_table(key, pa.Table.from_pylist([*good[:-1], row(1500, value=None)], schema=LOOSE))
+        with pytest.raises(WwtsError):
+            items.sync(made.store, made.settings)
+        assert items.one(made.settings, content(1000)) is not None
+        assert items.one(made.settings, content(1001)) is None
+        made.store.write_table(key, pa.Table.from_pylist(good, schema=REVIEW_ITEMS))
+        assert items.sync(made.store, made.settings) == 500
+        assert items.sync(made.store, made.settings) == 0
+
     def test_a_store_without_queues_is_in_sync(self, shop: Settings, tmp_path: Path) -> None:
         assert items.sync(Nights(tmp_path, tmp_path / "store").store, shop) == 0
+
+
+LOOSE = pa.schema([field.with_nullable(True) for field in REVIEW_ITEMS])
+
+
+def lose(shop: Settings) -> None:
+    """A database that was lost and made anew."""
+    with database.transaction(shop) as connection:
+        connection.execute(sa.delete(review_items))
+        connection.execute(sa.delete(review_loaded))
+
+
+def waiting(made: ReviewShop) -> list[Item]:
+    return items.peek(made.settings, "guest", ALL, items.MOST)
+
+
+@contextmanager
+def unanswerable(shop: Settings) -> Iterator[None]:
+    """Whoever would read a queue to load it is refused: what it is loaded into has another name."""
+    with database.transaction(shop) as connection:
+        connection.execute(sa.text("ALTER TABLE review_items RENAME TO hidden"))
+    yield
+    with database.transaction(shop) as connection:
+        connection.execute(sa.text("ALTER TABLE hidden RENAME TO review_items"))
 
 
 def shown(one: Item) -> dict[str, Any]:
@@ -705,6 +817,14 @@ class TestUnlisted:
         (first,) = items.take(made.settings, "小李", ALL, 1)
         corrections.record(made.settings, [answer(int(first.content_sha256, 16))])
         assert items.close_unlisted(made.store, made.settings) == 0
+
+    def test_what_a_run_asked_for_meanwhile_stays(self, shop: Settings) -> None:
+        load(shop, row(1), row(2), row(3))
+        seen = {one["content_sha256"]: (one["revision"], one["run_id"]) for one in items.fresh(shop).to_pylist()}
+        load(shop, row(1, run_id="2026-03-02-b"), date="2026-03-02")
+        change(shop, 2, revision=2)
+        assert items.close(shop, seen, "r1", "2026-03-02") == 1
+        assert [item(shop, number).state for number in (1, 2, 3)] == ["open", "open", "done"]
 
     def test_nothing_published_closes_nothing(self, shop: Settings, tmp_path: Path) -> None:
         load(shop, row(1))

@@ -15,7 +15,7 @@ from wwts_ops import corrections as answers_module
 from wwts_ops import database
 from wwts_ops.database import corrections, review_opinions
 from wwts_ops.review import answering, bulk, opinions
-from wwts_ops.review.actions import Action, Proposal
+from wwts_ops.review.actions import Action, Proposal, shown_revision
 from wwts_ops.review.bulk import Selection
 from wwts_ops.review.opinions import Agreement
 from wwts_ops.settings import Settings
@@ -140,6 +140,17 @@ class TestBlind:
         assert (table.state(one), table.answers()) == ("done", [(LI, "confirm", (WINE,))])
         assert table.opinions(one) == [(ZHANG, 2, True)]
         assert opinions.agreement(table.settings, EVER) == Agreement(1, 1)
+
+    def test_the_page_shows_the_revision_from_before_the_first_look(self, table: Table) -> None:
+        """Else a number would tell who looks second; and who was shown it before the first look is no late comer."""
+        one = table.put("酒", blind=True)
+        assert table.status(LI, act(one, revision=1)) == ["saved"]
+        item = table.item(one)
+        assert (item.revision, shown_revision(item.state, item.blind, item.revision)) == (2, 1)
+        assert table.status(LI, act(one, revision=1)) == ["refused"]
+        assert table.status(ZHANG, act(one, revision=1)) == ["saved"]
+        assert table.opinions(one) == [(ZHANG, 2, True)]
+        assert table.status(ANNA, act(one, revision=1)) == ["conflict"]
 
     def test_a_third_overrules(self, table: Table) -> None:
         one = table.put("酒", blind=True)
@@ -277,6 +288,21 @@ class TestUndo:
         assert self.undone(table, LI, first) == "saved"
         assert (table.state(one), table.answers()) == ("done", [(ANNA, "correct", (BEER,))])
 
+    def test_both_of_the_two_after_a_third_decided(self, table: Table) -> None:
+        """What two must agree on does not stay done by the word of one."""
+        one = table.put("药", needed=2)
+        said = [look(table, one)]
+        table.say(LI, said[0])
+        said.append(look(table, one, "correct"))
+        table.say(ZHANG, said[1])
+        table.say(ANNA, look(table, one, "correct", badcase=True))
+        for person, action in zip((LI, ZHANG), said, strict=True):
+            assert self.undone(table, person, action) == "saved"
+        assert (table.state(one), table.answers(), table.opinions(one)) == ("second", [], [(ANNA, 1, None)])
+        assert [row["outcome"] for row in table.marks()] == ["taken_back"]
+        assert table.status(ZHANG, look(table, one, "correct")) == ["saved"]
+        assert table.answers() == [(ANNA, "correct", (BEER,)), (ZHANG, "correct", (BEER,))]
+
     def test_a_blind_first_look(self, table: Table) -> None:
         one = table.put("酒", blind=True)
         first = look(table, one)
@@ -307,13 +333,33 @@ class TestUndo:
         assert table.status(ZHANG, look(table, one, "correct")) == ["saved"]
         assert table.answers()[2:] == [(LI, "correct", (BEER,)), (ZHANG, "correct", (BEER,))]
 
-    def test_with_what_it_was_applied_to(self, table: Table) -> None:
-        one, near = table.put("药", needed=2, near_group="g"), table.put("像药", needed=2, near_group="g")
+
+class TestWhatElseWasClicked:
+    def test_an_opinion_holds_for_nothing_else_yet(self, table: Table) -> None:
+        one, near = table.put("药", needed=2, near_group="g"), table.put("像药", near_group="g")
+        first = look(table, one, "correct", also=(near,))
+        (held,) = table.say(LI, first)
+        assert (held.status, "另外 1 张没有一起处理" in held.message) == ("held", True)
+        assert (table.state(one), table.state(near), table.answers()) == ("second", "open", [])
+        (agreed,) = table.say(ZHANG, look(table, one, "correct", also=(near,)))
+        assert (agreed.status, "另外 1 张也一并处理了" in agreed.message) == ("saved", True)
+        assert table.answers(near) == [(ZHANG, "correct", (BEER,))]
+
+    def test_nor_does_one_that_is_disputed(self, table: Table) -> None:
+        one, near = table.put("酒", blind=True, near_group="g"), table.put("像酒", near_group="g")
+        table.say(LI, look(table, one))
+        (held,) = table.say(ZHANG, look(table, one, "correct", also=(near,)))
+        assert (held.status, table.state(one), table.state(near)) == ("held", "disputed", "open")
+        assert table.answers(near) == []
+
+    def test_what_two_must_agree_on_is_said_to_wait(self, table: Table) -> None:
+        one, near = table.put("像药", near_group="g"), table.put("药", needed=2, near_group="g")
         plain = table.put("像药2", near_group="g")
         first = look(table, one, "correct", also=(near, plain))
-        table.say(LI, first)
-        assert [table.state(of) for of in (one, near, plain)] == ["second", "second", "done"]
-        assert self.undone(table, LI, first) == "saved"
+        (saved,) = table.say(LI, first)
+        assert saved.message == "已保存。另外 1 张也一并处理了。另外 1 张还需要另一位同事确认。"
+        assert [table.state(of) for of in (one, near, plain)] == ["done", "second", "done"]
+        assert table.undo(LI, first)[0].message == "已撤销，另外 2 张也一并撤销了。"
         assert [table.state(of) for of in (one, near, plain)] == ["open", "open", "open"]
         assert (table.answers(), table.opinions(near)) == ([], [])
 
@@ -347,7 +393,7 @@ class TestAnyOrder:
         elif turn < 0.35:
             chosen = replace(ALWAYS, person=person)
             shown = bulk.preview(table.settings, chosen)
-            assert bulk.take_back(table.settings, BOSS, chosen, shown.upto) == shown.count
+            assert bulk.take_back(table.settings, BOSS, chosen, shown) == shown.count
             assert bulk.preview(table.settings, chosen).count == 0
         elif turn < 0.4:
             standing = sorted({row["content_sha256"] for row in table.rows(corrections)})

@@ -14,7 +14,7 @@ from overlaid_nights import OverlaidNights, sha
 from written_nights import Outcome, auto, forced, review
 
 from wwts_ops import database, publish, published, retagging, retags
-from wwts_ops.database import review_items, review_opinions
+from wwts_ops.database import review_items, review_loaded, review_opinions
 from wwts_ops.embeddings import EmbeddingWriter, part_key
 from wwts_ops.planning import Plan
 from wwts_ops.records import RETAGGED, REVIEW_ITEMS
@@ -200,6 +200,7 @@ def test_a_database_that_was_lost_gets_what_is_in_force(nights: OverlaidNights) 
     made = retag(nights, SECOND)
     with database.transaction(settings(nights)) as connection:
         connection.execute(sa.delete(review_items))
+        connection.execute(sa.delete(review_loaded))
     items.sync(nights.store, settings(nights))
     assert told(nights, "still", "gun") == {
         "still": ("open", "review", "苹果", "77", made.key),

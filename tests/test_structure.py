@@ -247,6 +247,7 @@ def test_the_wheel_is_light_without_extras(wheel: zipfile.ZipFile) -> None:
     lines = wheel.read(metadata).decode().splitlines()
     always = [line.split()[1] for line in lines if line.startswith("Requires-Dist:") and "extra ==" not in line]
     names = {re.split(r"[<>=!~\[;]", name)[0] for name in always}
-    assert names == {"apache-airflow", "apache-airflow-providers-standard", "pydantic-settings", "structlog"}
+    providers = {f"apache-airflow-providers-{name}" for name in ("apprise", "standard")}
+    assert names == {"apache-airflow", "pydantic-settings", "structlog"} | providers
     (entry,) = (name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt"))
     assert "wwts = wwts_ops.cli:main" in wheel.read(entry).decode()

@@ -42,6 +42,7 @@ from wwts_ops.taxonomy_changes import (
     Rename,
     Synonyms,
     apply,
+    bounds,
     by,
     check,
     diff,
@@ -154,6 +155,46 @@ def test_a_label_maps_and_no_longer() -> None:
 def test_what_a_person_always_looked_at_is_not_let_through_by_another_name(change: Change) -> None:
     assert NAMES.forced_reason("t:juice") is None
     assert done(change).forced_reason("t:juice") == "forced_label"
+
+
+FORCED_JUICE = Difference("t:juice", "苹果汁", "forced_by", "", "forced_category:饮料 > 酒类")
+
+
+@pytest.mark.parametrize("enabled", ["true", "false"])
+def test_a_sheet_that_maps_a_forced_label_forces_the_other(enabled: str) -> None:
+    sheet = f"{HEADER}t:wine,红酒,wine,葡萄酒,饮料 > 酒类,,{enabled},t:juice\n"
+    after = labelsheet.edit(sheet.encode(), "a.csv")(NAMES)
+    check(NAMES, after)
+    assert after.forced_reason("t:juice") == "forced_category:饮料 > 酒类"
+    assert FORCED_JUICE in diff(NAMES, after)
+
+
+def test_what_is_forced_after_it_was_mapped_forces_the_other() -> None:
+    free = done(ForceCategory(category_path="饮料 > 酒类", forced_review=False))
+    mapped = done(Map(label_id="t:wine", maps_to="t:juice"), names=free)
+    assert mapped.forced_reason("t:juice") is None
+    after = done(ForceCategory(category_path="饮料 > 酒类", forced_review=True), names=mapped)
+    assert FORCED_JUICE in diff(mapped, after)
+    own = done(Force(label_ids=("t:wine",), forced_review=True), names=mapped)
+    assert own.forced_reason("t:juice") == "forced_label"
+    assert own.forced_reason("t:apple") is None
+    assert done(Map(label_id="t:wine", maps_to=""), names=own).forced_reason("t:juice") is None
+
+
+def test_a_label_that_stands_for_a_forced_one_is_not_let_through() -> None:
+    mapped = done(Map(label_id="t:wine", maps_to="t:juice"))
+    lifted = done(Force(label_ids=("t:juice",), forced_review=False), names=mapped)
+    assert lifted.forced_reason("t:juice") == "forced_category:饮料 > 酒类"
+
+
+def test_labels_of_which_one_maps_to_the_other_merge() -> None:
+    first = done(Map(label_id="t:wine", maps_to="t:pear"))
+    after = done(Merge(label_ids=("t:wine", "t:pear"), into="t:juice"), names=first)
+    assert changed(after) == {
+        "t:wine": replace(WINE, enabled=False, maps_to="t:juice"),
+        "t:pear": replace(PEAR, enabled=False, maps_to="t:juice", forced_review=True),
+        "t:juice": replace(JUICE, synonyms_zh="红酒|葡萄酒|梨|雪梨", forced_review=True),
+    }
 
 
 def test_labels_and_categories_are_forced_and_no_longer() -> None:
@@ -543,6 +584,56 @@ def bomb() -> bytes:
     return out.getvalue()
 
 
+def swapped(part: str, old: bytes, new: bytes) -> bytes:
+    """A sheet of labels with a change that a spreadsheet program would not make."""
+    out = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(labelsheet.to_xlsx(NAMES))) as archive,
+        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as changed_archive,
+    ):
+        assert old in archive.read(part)
+        for name in archive.namelist():
+            data = archive.read(name)
+            changed_archive.writestr(name, data.replace(old, new, 1) if name == part else data)
+    return out.getvalue()
+
+
+def with_rows(rows: bytes) -> bytes:
+    return swapped("xl/worksheets/sheet1.xml", b"</sheetData>", rows + b"</sheetData>")
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (with_rows(b"<row/>" * 100_001), "file_shape"),
+        (with_rows(b'<row r="99999999999"/>'), "file_shape"),
+        (with_rows(b'<row r="inf"/>'), "file_shape"),
+        (with_rows(b"<row>" + b"<c/>" * 65 + b"</row>"), "file_shape"),
+        (with_rows(b'<row><c r="XFD1"/></row>'), "file_shape"),
+        (with_rows(b'<row><other r="BM1"/></row>'), "file_shape"),
+        (with_rows(b'<row r="no"/>'), "file_unreadable"),
+        (with_rows(b'<row><c r="ZZZZ1"/></row>'), "file_unreadable"),
+        (with_rows(b"<row><row/><c/></row>"), "file_unreadable"),
+        (with_rows((b"<row>" + b"<c/>" * 60 + b"</row>") * 20_000), "file_large"),
+        (swapped("xl/styles.xml", b"</cellXfs>", b"<xf/>" * 100_000 + b"</cellXfs>"), "file_large"),
+        (swapped("xl/workbook.xml", b"<workbook", b'<!DOCTYPE a [<!ENTITY b "c">]><workbook'), "file_large"),
+    ],
+)
+def test_a_sheet_that_would_keep_the_server_busy_is_refused_before_it_is_read(
+    data: bytes, code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(data) < 100_000
+    monkeypatch.setattr(openpyxl, "load_workbook", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(FaultError) as caught:
+        labelsheet.edit(data, "a.xlsx")
+    assert caught.value.code == code
+
+
+def test_a_sheet_of_empty_rows_and_columns_is_read() -> None:
+    data = with_rows(b"<row/>" * 99_000 + b"<row>" + b"<c/>" * 64 + b"</row>")
+    assert labelsheet.edit(data, "a.xlsx")(NAMES) == NAMES
+
+
 @pytest.mark.parametrize(
     ("name", "data", "code", "english"),
     [
@@ -552,7 +643,7 @@ def bomb() -> bytes:
         ("a.xlsx", b"PK\x03\x04 half an archive", "file_unreadable", "a.xlsx is no whole XLSX file"),
         ("a.csv", b"\xff\xd8\xff\xe0 a picture \xff", "file_unreadable", "a.csv is neither UTF-8 nor GB18030"),
         ("a.csv", b"label_id,label_zh\nt:a,x\n", "file_unreadable", "a.csv needs a column label_en"),
-        ("a.csv", b" " * (labelsheet.LARGEST + 1), "file_large", "larger than 6 MiB"),
+        ("a.csv", b" " * (bounds.LARGEST + 1), "file_large", "larger than 6 MiB"),
         ("a.xlsx", bomb(), "file_large", "unpacks to far more"),
         ("a.csv", f"{HEADER}t:a,甲,,,乙,maybe,,\n".encode(), "file_flag", "Row 2: 'maybe' is neither"),
         ("a.csv", f"{HEADER}t:a,甲,,,乙,,,\nt:a,丙,,,乙,,,\n".encode(), "file_twice", "Row 3: label t:a"),

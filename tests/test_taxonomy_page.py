@@ -82,7 +82,8 @@ def test_the_whole_taxonomy_is_read(page: Page) -> None:
     assert told["version"] == page.version
     by_id = {label["label_id"]: label for label in told["labels"]}
     assert list(by_id)[-1] == "t:1199"
-    assert set(by_id["t:cup"]) == set(vars(LABELS[0]))
+    assert set(by_id["t:cup"]) == {*vars(LABELS[0]), "forced_by"}
+    assert (by_id["t:cup"]["forced_by"], by_id["t:pear"]["forced_by"]) == ("", "forced_category:生鲜 > 水果")
     assert by_id["t:cup"]["label_zh"] == "<b>杯子</b>"
     tree = {category["path"]: (category["labels"], category["forced"]) for category in told["categories"]}
     assert list(tree) == sorted(tree)

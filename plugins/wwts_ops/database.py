@@ -29,6 +29,15 @@ _CONNECT_S = 10
 _READING = "wwts_reading"
 
 
+#: SQLSTATEs that are nobody's mistake who asks: a standby or a read-only transaction, tables or columns that a
+#: migration under way has not made yet, a right not granted yet.
+_PASSING_STATES = ("25", "42P01", "42703", "42501")
+
+
+class RefusedError(WwtsError):
+    """The database refuses what was asked. The message says where the database is: for logs, not for visitors."""
+
+
 class UtcDateTime(sa.TypeDecorator[datetime]):
     """Aware UTC times on every database; SQLite itself forgets the zone."""
 
@@ -89,7 +98,7 @@ corrections = sa.Table(
     metadata,
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("answer_id", sa.Text, nullable=False, unique=True),
-    sa.Column("answered_at", UtcDateTime, nullable=False),
+    sa.Column("answered_at", UtcDateTime, nullable=False, index=True),
     sa.Column("answered_by", sa.Text, nullable=False),
     sa.Column("image_id", sa.Text),
     sa.Column("content_sha256", sa.Text, nullable=False, index=True),
@@ -108,7 +117,10 @@ corrections = sa.Table(
     sa.CheckConstraint(
         "kind IN ('confirm', 'correct', 'wrong_unknown', 'reject_image', 'retract')", name="corrections_kind"
     ),
+    sa.Index("corrections_of_person", "answered_by", "number"),
 )
+
+_LEASED = sa.text("leased_by IS NOT NULL")
 
 #: What waits for a person, or did: one row a content. Loaded by the night, kept up by whoever answers.
 review_items = sa.Table(
@@ -146,6 +158,15 @@ review_items = sa.Table(
     sa.Column("leased_until", UtcDateTime),
     sa.CheckConstraint("state IN ('open', 'later', 'second', 'disputed', 'done')", name="review_items_state"),
     sa.Index("review_items_order", "state", "value"),
+    sa.Index("review_items_leases", "leased_by", sqlite_where=_LEASED, postgresql_where=_LEASED),
+)
+
+#: Queues of the store that are in ``review_items``, or were once: they are loaded no more.
+review_loaded = sa.Table(
+    "review_loaded",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("loaded_at", UtcDateTime, nullable=False),
 )
 
 #: Looks at an item that do not settle it alone: the first of two that are needed, a blind second one, a third.
@@ -232,7 +253,7 @@ def transaction(settings: Settings) -> Iterator[sa.Connection]:
 
     Raises:
         UnavailableError: when the database does not answer.
-        WwtsError: when it refuses what was asked.
+        RefusedError: when it refuses what was asked.
     """
     text = settings.resolved_database_url
     with _told(text), _engine(text).begin() as connection:
@@ -245,7 +266,7 @@ def reading(settings: Settings) -> Iterator[sa.Connection]:
 
     Raises:
         UnavailableError: when the database does not answer.
-        WwtsError: when it refuses what was asked.
+        RefusedError: when it refuses what was asked.
     """
     text = settings.resolved_database_url
     with _told(text), _engine(text).execution_options(**{_READING: True}).begin() as connection:
@@ -261,7 +282,18 @@ def _told(text: str) -> Iterator[None]:
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
         raise UnavailableError(f"The database {_shown(engine.url)} does not answer: {_words(error, text)}") from None
     except exc.SQLAlchemyError as error:
-        raise WwtsError(f"The database {_shown(engine.url)} refuses: {_words(error, text)}") from None
+        if _is_passing(error):
+            raise UnavailableError(f"The database {_shown(engine.url)} cannot now: {_words(error, text)}") from None
+        raise RefusedError(f"The database {_shown(engine.url)} refuses: {_words(error, text)}") from None
+
+
+def _is_passing(error: exc.SQLAlchemyError) -> bool:
+    """Whether the same may do later: who was faster, a fail-over or a migration is in the way, not what was asked."""
+    orig = getattr(error, "orig", None)
+    if isinstance(error, exc.IntegrityError):
+        # What our triggers refuse (records that are only added to) is refused for ever; SQLite calls it so too.
+        return getattr(orig, "sqlite_errorname", "") != "SQLITE_CONSTRAINT_TRIGGER"
+    return str(getattr(orig, "sqlstate", None) or "").startswith(_PASSING_STATES)
 
 
 def now(connection: sa.Connection) -> datetime:

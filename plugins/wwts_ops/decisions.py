@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -65,7 +65,7 @@ class Decider:
         thresholds: ``float32 [labels]``.
         taxonomy: names, paths, forced and switched-off labels; a label it lacks goes by its id, to review. The score
             of a label that maps to another is added to that one's. Of a label that is not in ``label_ids`` but mapped
-            to, the threshold is the highest of those that map to it.
+            to, the threshold is the highest of those that map to it. What forces one of those forces it too.
         top_k: tags kept.
     """
 
@@ -183,6 +183,15 @@ class Decider:
 
 
 @dataclass(frozen=True)
+class _Given(Decider):
+    """Decides by labels that are given as they are: one step and no more, so that no circle could trap a night."""
+
+    @cached_property
+    def _mapping(self) -> None:
+        return None
+
+
+@dataclass(frozen=True)
 class _Mapping:
     """Labels of a head that stand for others.
 
@@ -210,13 +219,7 @@ class _Mapping:
             thresholds[places[label_id]] if label_id in places else thresholds[columns].max()
             for label_id, columns in sources.items()
         ]
-        # What is mapped to is given as it is: one step and no more, so that no circle could trap a night.
-        plain = Taxonomy(
-            taxonomy.version,
-            tuple(replace(label, maps_to="") for label in taxonomy.labels),
-            taxonomy.forced_categories,
-        )
-        given = Decider(tuple(sources), np.asarray(sure, thresholds.dtype), plain, decider.top_k)
+        given = _Given(tuple(sources), np.asarray(sure, thresholds.dtype), taxonomy, decider.top_k)
         firsts = np.asarray([columns[0] for columns in sources.values()], np.intp)
         others = tuple((place, column) for place, columns in enumerate(sources.values()) for column in columns[1:])
         return cls(given, firsts, others)

@@ -81,11 +81,27 @@ class Taxonomy:
         label = self.by_id.get(label_id)
         return label_id if label is None else label.maps_to or label_id
 
+    @cached_property
+    def _standing_for(self) -> dict[str, list[Label]]:
+        """The labels that map to each label."""
+        found: dict[str, list[Label]] = {}
+        for label in self.labels:
+            if label.maps_to:
+                found.setdefault(label.maps_to, []).append(label)
+        return found
+
     def forced_reason(self, label_id: str) -> str | None:
-        """Why a person must see this label (``forced_label`` or ``forced_category:<path>``), or None."""
+        """Why a person must see this label (``forced_label`` or ``forced_category:<path>``), or None.
+
+        A label is forced, too, by what forces any label that maps to it: what a person always saw is not let through
+        because it goes by another name.
+        """
         label = self.by_id.get(label_id)
-        if label is None:
-            return None
+        meant = [] if label is None else [label]
+        reasons = map(self._own_reason, meant + self._standing_for.get(label_id, []))
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def _own_reason(self, label: Label) -> str | None:
         if label.forced_review:
             return "forced_label"
         for category in self.forced_categories:

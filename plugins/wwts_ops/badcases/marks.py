@@ -16,20 +16,23 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 import structlog
 
-from wwts_ops import database
+from wwts_ops import database, taxonomy
 from wwts_ops.badcases import snapshots
 from wwts_ops.badcases.importing import import_cases
 from wwts_ops.badcases.snapshots import MAX_REASON
+from wwts_ops.corrections import LABELLED
 from wwts_ops.corrections.answers import in_force_rows
-from wwts_ops.database import corrections, review_items, review_marks
+from wwts_ops.database import corrections, review_items, review_marks, review_opinions
 from wwts_ops.errors import UnavailableError, WwtsError
+from wwts_ops.review.cases import RETIRED, WITHDRAWN
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
+from wwts_ops.taxonomy import Taxonomy
 
 log = structlog.get_logger(__name__)
 
-#: What became of a mark; ``refused`` is followed by why.
-ADDED, UNCHANGED, WITHDRAWN, RETIRED, REFUSED = "added", "unchanged", "withdrawn", "retired", "refused"
+#: What became of a mark, beside ``WITHDRAWN`` and ``RETIRED``; ``refused`` is followed by why.
+ADDED, UNCHANGED, REFUSED = "added", "unchanged", "refused"
 _REASON = "审核时标记"
 _COLUMNS = pa.schema([(name, pa.string()) for name in ("uri", "content_sha256", "label_id", "reason", "never_regress")])
 
@@ -55,7 +58,10 @@ class Adopted:
 
 @dataclass(frozen=True)
 class _Mark:
-    """A mark and its answer: ``number`` in corrections, where its picture lay, whether it counts."""
+    """A mark, where its picture lay, and the answer in force of its content (None: there is none).
+
+    ``gone``: what the mark was made with was taken back.
+    """
 
     answer_id: str
     content_sha256: str
@@ -63,9 +69,26 @@ class _Mark:
     never_regress: bool
     person: str
     comment: str | None
-    number: int
     uri: str | None
-    counts: bool
+    number: int | None
+    kind: str | None
+    said: tuple[str, ...] | None
+    gone: bool
+
+    def waits(self) -> bool:
+        """Whether nobody has confirmed it yet."""
+        return self.number is None and not self.gone
+
+    def counts(self, names: Taxonomy | None) -> bool:
+        """Whether the answer in force, be it somebody else's, gives the primary label that was marked.
+
+        Of those who agree only one has the answer in force, and a blind second look has none at all.
+        """
+        if self.gone or self.kind not in LABELLED or not self.said:
+            return False
+        one, other = self.labels[0], self.said[0]
+        # One of the two may have been merged into the other since.
+        return one == other or (names is not None and names.given(one) == names.given(other))
 
 
 def adopt(store: Store, settings: Settings) -> Adopted:
@@ -82,8 +105,10 @@ def adopt(store: Store, settings: Settings) -> Adopted:
     with database.reading(settings) as connection:
         waiting = [_Mark(**row) for row in connection.execute(_waiting()).mappings()]
         undone = connection.execute(_undone()).all()
-    outcomes = {mark.answer_id: WITHDRAWN for mark in waiting if not mark.counts}
-    counting = sorted((mark for mark in waiting if mark.counts), key=attrgetter("person", "number"))
+    names = taxonomy.current(store) if waiting else None
+    counting = [mark for mark in waiting if mark.counts(names)]
+    outcomes = {mark.answer_id: WITHDRAWN for mark in waiting if mark not in counting and not mark.waits()}
+    counting.sort(key=attrgetter("person", "number"))
     for person, marks in groupby(counting, attrgetter("person")):
         outcomes |= _imported(store, settings, person, list(marks))
     outcomes |= {mark.answer_id: _retired(store, mark) for mark in undone}
@@ -95,19 +120,21 @@ def adopt(store: Store, settings: Settings) -> Adopted:
 
 
 def _waiting() -> sa.Select[Any]:
-    """Marks that are not done, and whether their answer counts; one that nobody has confirmed yet is left out."""
-    given = corrections.alias()
+    """Marks that are not done, with the answer in force of their content."""
+    force = corrections.alias()
     latest = in_force_rows().with_only_columns(sa.func.max(corrections.c.number))
-    latest = latest.where(corrections.c.content_sha256 == given.c.content_sha256)
+    latest = latest.where(corrections.c.content_sha256 == review_marks.c.content_sha256)
     columns = ("answer_id", "content_sha256", "labels", "never_regress", "person", "comment")
     return (
         sa.select(
             *(review_marks.c[name] for name in columns),
-            given.c.number,
             review_items.c.uri,
-            (given.c.number == sa.func.coalesce(latest.scalar_subquery(), 0)).label("counts"),
+            force.c.number,
+            force.c.kind,
+            force.c.labels.label("said"),
+            _gone().label("gone"),
         )
-        .join(given, given.c.answer_id == review_marks.c.answer_id)
+        .outerjoin(force, force.c.number == latest.scalar_subquery())
         .outerjoin(review_items, review_items.c.content_sha256 == review_marks.c.content_sha256)
         .where(review_marks.c.done_at.is_(None))
     )
@@ -115,14 +142,24 @@ def _waiting() -> sa.Select[Any]:
 
 def _undone() -> sa.Select[Any]:
     """Marks that became bad cases, and whose answer was taken back since."""
-    retract = corrections.alias()
-    return (
-        sa.select(review_marks.c.answer_id, review_marks.c.content_sha256, review_marks.c.person)
-        .join(corrections, corrections.c.answer_id == review_marks.c.answer_id)
-        .join(retract, retract.c.retracts == corrections.c.number)
-        .where(review_marks.c.outcome == ADDED)
-        .distinct()
+    asked = sa.select(review_marks.c.answer_id, review_marks.c.content_sha256, review_marks.c.person)
+    return asked.where(review_marks.c.outcome == ADDED, _gone())
+
+
+def _gone() -> sa.ColumnElement[bool]:
+    """Whether the look that a mark was made with was taken back: as an opinion, or all answers recorded of it."""
+    given, retract = corrections.alias(), corrections.alias()
+    again = review_marks.c.answer_id + ":again"
+    recorded = sa.exists().where(
+        given.c.content_sha256 == review_marks.c.content_sha256,
+        (given.c.answer_id == review_marks.c.answer_id)
+        | (sa.func.substr(given.c.answer_id, 1, sa.func.length(again)) == again),
     )
+    stands = recorded.where(~sa.exists().where(retract.c.retracts == given.c.number))
+    withdrawn = sa.exists().where(
+        review_opinions.c.answer_id == review_marks.c.answer_id, review_opinions.c.withdrawn_at.is_not(None)
+    )
+    return withdrawn | (recorded & ~stands)
 
 
 def _imported(store: Store, settings: Settings, person: str, marks: Sequence[_Mark]) -> dict[str, str]:

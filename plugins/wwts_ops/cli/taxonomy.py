@@ -35,7 +35,9 @@ def list_labels(
     """Labels with their categories and rules, those that are off too."""
     _, _, names = _in_force()
     found = [label for label in names.labels if _matches(label, text.casefold())]
-    _print_table(("label", "name", "English", "synonyms", "category", "rules"), (_row(one) for one in found[:count]))
+    _print_table(
+        ("label", "name", "English", "synonyms", "category", "rules"), (_row(names, one) for one in found[:count])
+    )
     more = f", {count:,} shown" if len(found) > count else ""
     out.print(f"{names.version}: {len(found):,} of {len(names.labels):,} labels{more}.", markup=False)
 
@@ -289,8 +291,8 @@ def _matches(label: Label, text: str) -> bool:
     return any(text in one.casefold() for one in texts)
 
 
-def _row(label: Label) -> list[str]:
-    rules = ["forced"] * label.forced_review + ["off"] * (not label.enabled)
+def _row(names: Taxonomy, label: Label) -> list[str]:
+    rules = ["forced"] * bool(names.forced_reason(label.label_id)) + ["off"] * (not label.enabled)
     if label.maps_to:
         rules.append(f"→ {label.maps_to}")
     texts = (label.label_id, label.label_zh, label.label_en, label.synonyms_zh, label.category_path)

@@ -104,6 +104,14 @@ class Result:
     by: str | None = None
 
 
+def shown_revision(state: str, blind: bool, revision: int) -> int:  # noqa: FBT001 (columns of an item)
+    """The revision that a page gets: of a blind second look the one from before the first, which nobody shall notice.
+
+    Who was shown the item before the first look was recorded has not seen it either: theirs is the second.
+    """
+    return revision - 1 if blind and state == "second" else revision
+
+
 def problem(action: Action, names: Taxonomy) -> str | None:
     """Why ``action`` cannot be, whatever it is about: a Chinese sentence, or None."""
     checks = (*_form(action), *_sense(action, names))

@@ -7,6 +7,7 @@ and says so. One whose item changed since it was shown changes nothing, and says
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,17 @@ from wwts_ops.corrections.answers import appending
 from wwts_ops.database import corrections, review_opinions
 from wwts_ops.errors import WwtsError
 from wwts_ops.review import people
-from wwts_ops.review.actions import MOST_ACTIONS, SHARED_SKUS, Action, Proposal, Result, Status, problem, told
+from wwts_ops.review.actions import (
+    MOST_ACTIONS,
+    SHARED_SKUS,
+    Action,
+    Proposal,
+    Result,
+    Status,
+    problem,
+    shown_revision,
+    told,
+)
 from wwts_ops.review.cases import CHUNK, OVERRULED, Case, Desk, First, Opinion, Verdict, verdict
 from wwts_ops.review.people import Role
 from wwts_ops.review.undoing import history, undo
@@ -133,7 +144,12 @@ class _Reviewer:
         if case.item is None:
             return _result(action, "refused", "这张图片不在待审列表里，可能已经下架。")
         first = case.first() if case.state in ("second", "disputed") else None
-        if case.state == "done" or action.revision not in (None, case.item["revision"]):
+        now = case.item["revision"]
+        if case.state == "done" or action.revision not in (
+            None,
+            now,
+            shown_revision(case.state, case.item["blind"], now),
+        ):
             return self._late(case, action, first)
         if first is not None and not self._may_look(case, first):
             return _result(action, "refused", "您已经看过这张图片，请留给另一位同事再看一次。")
@@ -204,11 +220,11 @@ class _Reviewer:
         status, words = self._place(look)
         if action.proposal is not None:
             self.desk.propose(_proposal(action, action.proposal))
-        return _result(action, status, words + self._spread(look))
+        return _result(action, status, words + (self._spread(look) if status == "saved" else _not_spread(action)))
 
     def _spread(self, look: _Look) -> str:
         """The same answer for the other contents that were clicked, but for those that have one; what to say of it."""
-        siblings, done = _siblings(look.case), 0
+        siblings, done = _siblings(look.case), Counter[Status]()
         for content in dict.fromkeys(look.action.also):
             other = self.desk.cases[content]
             if other.in_force is not None if other.item is None else other.state not in ("open", "later"):
@@ -218,11 +234,15 @@ class _Reviewer:
                 look.action, answer_id=answer_id, content=content, also=(), badcase=False, never_regress=False
             )
             shown = other.item or {"shown_because": "sibling", **siblings[content]}
-            self._place(_Look(other, self._answer(plain, shown, look.answer.labels), plain))
-            done += 1
-        left = len(set(look.action.also)) - done
-        told_done = f"另外 {done} 张也一并处理了。" if done else ""
-        return told_done + (f"有 {left} 张已经有人答过，没有改动。" if left else "")
+            status, _ = self._place(_Look(other, self._answer(plain, shown, look.answer.labels), plain))
+            done[status] += 1
+        left = len(set(look.action.also)) - done.total()
+        said = (
+            (done["saved"], f"另外 {done['saved']} 张也一并处理了。"),
+            (done["held"], f"另外 {done['held']} 张还需要另一位同事确认。"),
+            (left, f"有 {left} 张已经有人答过，没有改动。"),
+        )
+        return "".join(words for count, words in said if count)
 
     def _answer(self, action: Action, shown: Mapping[str, Any], labels: tuple[str, ...]) -> Answer:
         label_id, kind = shown.get("label_id"), action.said
@@ -309,6 +329,12 @@ def _free_id(case: Case, opinion: Opinion) -> str:
     """Under which id an opinion is recorded: its own, unless an answer of that id was taken back."""
     ids = (opinion.answer_id, *(f"{opinion.answer_id}:again{number}" for number in range(1, 1000)))
     return next(one for one in ids if one not in case.taken)
+
+
+def _not_spread(action: Action) -> str:
+    """What does not hold for one picture yet holds for no other."""
+    others = len(set(action.also))
+    return f"另外 {others} 张没有一起处理，请单独看。" if others else ""
 
 
 def _siblings(case: Case) -> dict[str, Mapping[str, Any]]:

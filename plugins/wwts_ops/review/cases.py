@@ -19,7 +19,7 @@ from wwts_ops.corrections.answers import Appender
 from wwts_ops.database import corrections, label_proposals, review_items, review_marks, review_opinions
 
 #: Why a picture that was to become a bad case does not.
-TAKEN_BACK, OVERRULED = "taken_back", "overruled"
+TAKEN_BACK, OVERRULED, WITHDRAWN, RETIRED = "taken_back", "overruled", "withdrawn", "retired"
 #: Values of one ``IN``: drivers refuse some tens of thousands.
 CHUNK = 1000
 _SPOKEN = tuple(name for name in Answer.__dataclass_fields__ if name != "answered_at")
@@ -288,7 +288,9 @@ class Desk:
         for chunk in _chunks(self._marks):
             these = review_marks.c.answer_id.in_(chunk)
             known.update(here.execute(sa.select(review_marks.c.answer_id).where(these)).scalars())
-            again = sa.update(review_marks).where(these, review_marks.c.outcome.in_((TAKEN_BACK, OVERRULED)))
+            again = sa.update(review_marks).where(
+                these, review_marks.c.outcome.in_((TAKEN_BACK, OVERRULED, WITHDRAWN, RETIRED))
+            )
             here.execute(again.values(done_at=None, outcome=None))
         return [row for answer_id, row in self._marks.items() if answer_id not in known]
 

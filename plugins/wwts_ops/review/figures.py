@@ -32,7 +32,8 @@ _PACE_DAYS = 14
 _SLOT = timedelta(minutes=5)
 #: Two-sided 95 %.
 _Z = NormalDist().inv_cdf(0.975)
-_SHOWN = ("review", "forced_review", "audit")
+#: What people see because the model was not sure, or because of what it shows.
+_QUEUE = ("review", "forced_review")
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ class Figures:
         per_hour: settled in an hour of work on ``pace_of``; None when nobody worked in the last two weeks.
         pace_of: the last day before today on which anybody worked, ISO.
         done_by: when all will be done at that pace; None when nothing waits or no pace is known.
-        agreement: how often a person confirmed the tag that was shown, in the last 7 days.
-        audit: precision of the tags that go live unseen, estimated from the audit of the last 28 days.
+        agreement: how often a person confirmed the tag that was shown, of pictures of the queue in the last 7 days.
+        audit: precision of the tags that go live unseen, estimated from the audit of the last 28 nights.
         people: how often two people who looked blind at the same picture said the same, in the last 28 days.
         by_person: who settled how much, the most first.
         night: how the last night went.
@@ -279,14 +280,19 @@ def _pace(connection: sa.Connection, midnight: datetime) -> _Pace | None:
 
 
 def _agreement(connection: sa.Connection, since: datetime) -> Share:
-    """Of pictures that people call bad it is not known whether the tag was right: they are not counted."""
-    asked = (
-        _standing(corrections.c.kind, sa.func.count())
+    """A picture of the queue counts once, by the last that was said of it on the page, whoever said how much before.
+
+    Of pictures that people call bad it is not known whether the tag was right: they are not counted. Nor is the audit,
+    which is a figure of its own.
+    """
+    last = (
+        _standing(sa.func.max(corrections.c.number))
         .where(corrections.c.answered_at >= since, corrections.c.source == "page")
-        .where(corrections.c.shown_because.in_(_SHOWN), corrections.c.kind != "reject_image")
-        .group_by(corrections.c.kind)
+        .where(corrections.c.shown_because.in_(_QUEUE))
+        .group_by(corrections.c.content_sha256)
     )
-    counts = _grouped(connection, asked)
+    asked = sa.select(corrections.c.kind, sa.func.count()).where(corrections.c.number.in_(last))
+    counts = _grouped(connection, asked.where(corrections.c.kind != "reject_image").group_by(corrections.c.kind))
     return _plain(counts["confirm"], counts.total())
 
 
@@ -297,23 +303,65 @@ def _plain(part: int, whole: int) -> Share:
 
 
 def _audit(connection: sa.Connection, since: datetime) -> Share:
-    """A picture counts once, by the last that was said of it; one that people call bad says nothing of its tag."""
-    columns = ("content_sha256", "kind", "labels", "labels_before", "sampling_probability")
-    asked = (
-        _standing(*(corrections.c[name] for name in columns))
-        .where(corrections.c.answered_at >= since, corrections.c.shown_because == "audit")
-        .where(corrections.c.sampling_probability.is_not(None))
-        .order_by(corrections.c.number)
+    """Of the contents that were sampled: whether the answer in force, from wherever it came, names the tag shown.
+
+    It is per content, not per image: a picture counts once, however many images or SKUs show it. Not counted are
+    pictures that people call bad, which say nothing of their tag; those that nobody answered, which only ``asked``
+    counts; and those that were published no more, or became sure, before anybody looked.
+    """
+    rows = connection.execute(_sampled(since.date().isoformat())).all()
+    known = connection.execute(_sampled_once(since)).all()
+    answered = [row for row in (*rows, *known) if row.kind is not None]
+    seen = [(_right(row), row.probability) for row in answered if row.kind != "reject_image"]
+    return weighted(seen, sum(row.kind is None and row.state != "done" for row in rows))
+
+
+def _sampled(first: str) -> sa.Select[Any]:
+    """Sampled contents of nights since ``first``: the tag that was shown, and the answer in force (or None)."""
+    force = corrections.alias()
+    columns = (
+        review_items.c.state,
+        review_items.c.label_id.label("shown"),
+        review_items.c.sampling_probability.label("probability"),
+        *(force.c[name] for name in ("kind", "labels", "labels_before")),
     )
-    last = {row.content_sha256: row for row in connection.execute(asked)}
-    seen = [(_right(row), row.sampling_probability) for row in last.values() if row.kind != "reject_image"]
-    waiting = sa.select(sa.func.count()).where(review_items.c.shown_because == "audit", review_items.c.state != "done")
-    return weighted(seen, connection.execute(waiting).scalar_one())
+    joined = review_items.outerjoin(force, force.c.number == _in_force_of(review_items.c.content_sha256))
+    asked = sa.select(*columns).select_from(joined)
+    return asked.where(review_items.c.shown_because == "audit", review_items.c.date >= first)
+
+
+def _sampled_once(since: datetime) -> sa.Select[Any]:
+    """Sampled contents whose items are forgotten (``WWTS_KEEP_DAYS`` may be few), as their answers tell of them."""
+    given, force = corrections.alias(), corrections.alias()
+    same = given.c.content_sha256 == force.c.content_sha256
+    first = (
+        _standing(sa.func.min(corrections.c.number))
+        .where(corrections.c.shown_because == "audit", corrections.c.answered_at >= since)
+        .where(corrections.c.sampling_probability.is_not(None))
+        .where(~sa.exists().where(review_items.c.content_sha256 == corrections.c.content_sha256))
+        .group_by(corrections.c.content_sha256)
+    )
+    columns = (
+        given.c.labels_before[0].as_string().label("shown"),
+        given.c.sampling_probability.label("probability"),
+        *(force.c[name] for name in ("kind", "labels", "labels_before")),
+    )
+    asked = sa.select(*columns).select_from(given.join(force, same))
+    return asked.where(given.c.number.in_(first), force.c.number == _in_force_of(given.c.content_sha256))
+
+
+def _in_force_of(content: sa.ColumnElement[str]) -> sa.ScalarSelect[Any]:
+    """Number of the answer in force of ``content``."""
+    said = corrections.alias()
+    retracts = corrections.alias()
+    taken_back = sa.exists().where(retracts.c.retracts == said.c.number)
+    latest = sa.select(sa.func.max(said.c.number)).where(said.c.content_sha256 == content, ~said.c.weak)
+    return latest.where(said.c.kind != "retract", ~taken_back).scalar_subquery()
 
 
 def _right(row: sa.Row[Any]) -> bool:
-    """Whether the tag that was shown is among those that the person gave."""
-    return row.kind == "confirm" or bool(row.labels_before and row.labels_before[0] in row.labels)
+    """Whether the tag that was shown is among those that the person gave; or was, before labels were merged."""
+    return row.shown in row.labels or (row.kind == "confirm" and row.labels_before[:1] == [row.shown])
 
 
 def _people(connection: sa.Connection, since: datetime) -> Share:

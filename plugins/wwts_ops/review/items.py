@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -74,6 +74,8 @@ __all__ = [
 
 #: Whatever a caller asks for: more than a screen shows.
 MOST: Final = 200
+#: What one person may hold at once, all their pages together.
+_MOST_LEASED = 200
 _MOST_HELD = 1000
 
 Row = Mapping[str, Any]
@@ -181,7 +183,8 @@ def take(settings: Settings, person: str, filters: Filters, count: int, held: Se
     """Leases the next best items that ``person`` may look at to them, and gives them.
 
     First what somebody wants labelled later, then by value. Never what somebody else holds, nor what waits for a
-    second look after their own. What they hold already is given again unless it is among ``held``.
+    second look after their own. What they hold already is given again unless it is among ``held``; who holds 200 gets
+    nothing more.
 
     Args:
         settings: the database, and ``lease_minutes``.
@@ -274,13 +277,25 @@ def _take(
     count = max(0, min(count, MOST))
     with database.transaction(settings) as connection:
         moment = database.now(connection)
+        leased = _leased(connection, person, moment)
+        room = max(0, _MOST_LEASED - len(leased))
+        asked = [wanted(state, moment) for state in states]
+        if not room:
+            asked = [one_.where(review_items.c.content_sha256.in_(leased)) for one_ in asked]
         # What another taker holds at this moment is passed over.
-        asked = (_best(wanted(state, moment), count).with_for_update(skip_locked=True) for state in states)
-        contents = _first(connection, asked, count)
+        locking = (_best(one_, count).with_for_update(skip_locked=True) for one_ in asked)
+        best = _first(connection, locking, count)
+        new = set([content for content in best if content not in leased][:room])
+        contents = [content for content in best if content in leased or content in new]
         until = moment + timedelta(minutes=settings.lease_minutes)
         these = review_items.c.content_sha256.in_(contents)
         connection.execute(sa.update(review_items).where(these).values(leased_by=person, leased_until=until))
         return _in_order(connection, contents)
+
+
+def _leased(connection: sa.Connection, person: str, moment: datetime) -> set[str]:
+    theirs = (review_items.c.leased_by == person, review_items.c.leased_until > moment)
+    return set(connection.execute(sa.select(review_items.c.content_sha256).where(*theirs)).scalars())
 
 
 def _peek(settings: Settings, count: int, states: Sequence[str], wanted: _Wanted) -> list[Item]:
@@ -309,14 +324,22 @@ def _in_order(connection: sa.Connection, contents: Sequence[str]) -> list[Item]:
 
 
 def renew(settings: Settings, person: str, contents: Sequence[str]) -> list[str]:
-    """Leases those of ``contents`` for longer that ``person`` still holds, or held last and nobody took; which.
+    """Leases those of ``contents`` for longer that ``person`` holds, or held last and nobody took; which.
+
+    A lease that ran out longer ago than a lease lasts is over, and nobody comes to hold more than 200 by it.
 
     Raises:
         UnavailableError: when the database does not answer.
     """
+    lease = timedelta(minutes=settings.lease_minutes)
     with database.transaction(settings) as connection:
-        until = database.now(connection) + timedelta(minutes=settings.lease_minutes)
-        return _own(connection, person, contents, {"leased_until": until})
+        moment = database.now(connection)
+        leased = _leased(connection, person, moment)
+        room = max(0, _MOST_LEASED - len(leased))
+        lapsed = [content for content in dict.fromkeys(contents) if content not in leased][:room]
+        kept = [content for content in contents if content in leased or content in lapsed]
+        recent = review_items.c.leased_until > moment - lease
+        return _own(connection, person, kept, {"leased_until": moment + lease}, recent)
 
 
 def release(settings: Settings, person: str, contents: Sequence[str]) -> None:
@@ -329,10 +352,12 @@ def release(settings: Settings, person: str, contents: Sequence[str]) -> None:
         _own(connection, person, contents, {"leased_by": None, "leased_until": None})
 
 
-def _own(connection: sa.Connection, person: str, contents: Sequence[str], values: Row) -> list[str]:
+def _own(
+    connection: sa.Connection, person: str, contents: Sequence[str], values: Row, *only: sa.ColumnElement[bool]
+) -> list[str]:
     """Changes the leases of ``person``; which of ``contents`` are theirs."""
     given = tuple(dict.fromkeys(contents))[:_MOST_HELD]
-    theirs = (review_items.c.content_sha256.in_(given), review_items.c.leased_by == person)
+    theirs = (review_items.c.content_sha256.in_(given), review_items.c.leased_by == person, *only)
     asked = sa.select(review_items.c.content_sha256).where(*theirs, review_items.c.state != DONE)
     mine = set(connection.execute(asked).scalars())
     # What is locked is being answered or taken at this moment: it needs nothing, and waiting might never end.
@@ -374,13 +399,13 @@ def alike(settings: Settings, item: Item, limit: int = 60) -> list[Item]:
     if item.near_group is None:
         return []
     with database.reading(settings) as connection:
-        found = _items(
-            connection,
+        asked = sa.select(review_items).where(
             review_items.c.near_group == item.near_group,
             review_items.c.state.in_(FRESH),
             review_items.c.content_sha256 != item.content_sha256,
         )
-        return sorted(found, key=lambda other: (-other.value, other.content_sha256))[:limit]
+        best = asked.order_by(review_items.c.value.desc(), review_items.c.content_sha256).limit(limit)
+        return [Item(**row) for row in connection.execute(best).mappings()]
 
 
 def _items(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> Iterator[Item]:
@@ -408,15 +433,14 @@ def left(settings: Settings, person: str, filters: Filters) -> int:
 
 Facets = dict[str, list[tuple[Any, ...]]]
 
-#: What is counted, and by which filter it is left out.
-_FACETS = {
-    "date": "dates",
-    "category": "categories",
-    "label": "labels",
-    "decision": "decisions",
-    "reason": "reasons",
+#: What is counted: by which filter it is left out, and by which column.
+_FACETS: Final = {
+    "date": ("dates", "date"),
+    "category": ("categories", "category_path"),
+    "label": ("labels", "label_id"),
+    "decision": ("decisions", "shown_because"),
+    "reason": ("reasons", "decision_reason"),
 }
-_COUNTED = ("label_id", "decision_reason", "shown_because", "date", "category_path", "label_zh")
 
 
 def facets(settings: Settings, filters: Filters) -> Facets:
@@ -429,48 +453,48 @@ def facets(settings: Settings, filters: Filters) -> Facets:
     Raises:
         UnavailableError: when the database does not answer.
     """
-    columns = [review_items.c[name] for name in _COUNTED]
+    names = [column for _, column in _FACETS.values()]
     states = [state for state in WAITING if _asked(filters, state)]
-    asked = sa.select(*columns, sa.func.count().label("number")).where(review_items.c.state.in_(states))
-    counts: dict[str, Counter[Any]] = {name: Counter() for name in _FACETS}
-    names: dict[str, str] = {}
+    asked = sa.select(*(review_items.c[name] for name in (*names, "label_zh")))
+    # One pass over the items, which are wide; each facet counts what all filters but its own let pass.
+    waiting = asked.where(review_items.c.state.in_(states)).cte("waiting")
+    counted = [_counted(waiting, name, filters) for name in _FACETS]
     with database.reading(settings) as connection:
-        # One pass over what waits. Each facet counts what all filters but its own let pass.
-        for row in connection.execute(asked.group_by(*columns)):
-            values = _values(row)
-            missed = [name for name, by in _FACETS.items() if not _fits(values[name], getattr(filters, by))]
-            if row.label_id is not None:
-                names[row.label_id] = row.label_zh or row.label_id
-            for name in _FACETS:
-                if missed in ([], [name]):
-                    counts[name].update(dict.fromkeys(values[name], row.number))
-    return {name: _listed(name, found, names) for name, found in counts.items()}
+        rows = connection.execute(sa.union_all(*counted)).all()
+    return {name: _listed(name, [row for row in rows if row.facet == name]) for name in _FACETS}
 
 
-def _values(row: Any) -> dict[str, tuple[str, ...]]:
-    """What an item counts for, under each facet."""
-    levels = (row.category_path or "").split(" > ")
-    paths = tuple(dict.fromkeys(" > ".join(levels[:depth]) for depth in range(1, len(levels) + 1)))
-    return {
-        "date": (row.date,),
-        "category": tuple(path for path in paths if path),
-        "label": () if row.label_id is None else (row.label_id,),
-        "decision": (row.shown_because,),
-        "reason": tuple(reason for reason in (reason_of(row.decision_reason),) if reason),
-    }
+def _counted(waiting: sa.CTE, name: str, filters: Filters) -> sa.Select[Any]:
+    own, by = _FACETS[name]
+    column = waiting.c[by]
+    label = sa.func.max(waiting.c.label_zh) if name == "label" else sa.cast(sa.null(), sa.Text)
+    asked = sa.select(
+        sa.literal(name).label("facet"), column.label("value"), label.label("name"), sa.func.count().label("number")
+    )
+    passing = _conditions(waiting.c, replace(filters, **{own: ()}))
+    return asked.where(column.is_not(None), *passing).group_by(column)
 
 
-def _fits(values: Sequence[str], wanted: Sequence[str]) -> bool:
-    return not wanted or not set(values).isdisjoint(wanted)
-
-
-def _listed(name: str, found: Counter[Any], names: Mapping[str, str]) -> list[tuple[Any, ...]]:
+def _listed(name: str, rows: Sequence[Any]) -> list[tuple[Any, ...]]:
+    found: Counter[str] = Counter()
+    for row in rows:
+        for value in _values(name, row.value):
+            found[value] += row.number
     if name == "date":
         return sorted(found.items(), reverse=True)
-    if name == "category":
-        found = Counter({path: count for path, count in found.items() if path.count(" > ") < 2})
     pairs = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
-    return [(value, names[value], count) for value, count in pairs] if name == "label" else list(pairs)
+    if name != "label":
+        return list(pairs)
+    names = {row.value: row.name or row.value for row in rows}
+    return [(value, names[value], count) for value, count in pairs]
+
+
+def _values(name: str, value: str) -> set[str]:
+    """What a column's value counts for, under a facet."""
+    if name == "category":
+        levels = value.split(" > ")
+        return {levels[0], " > ".join(levels[:2])} - {""}
+    return {reason_of(value)} - {""} if name == "reason" else {value}
 
 
 def _asked(filters: Filters, state: str) -> bool:
@@ -480,21 +504,24 @@ def _asked(filters: Filters, state: str) -> bool:
 def _passing(filters: Filters) -> sa.Select[Any]:
     """Items that pass all filters but that of states: what :func:`_take` goes by."""
     columns = review_items.c
-    asked = sa.select(columns.content_sha256, columns.state, columns.value)
+    return sa.select(columns.content_sha256, columns.state, columns.value).where(*_conditions(columns, filters))
+
+
+def _conditions(columns: Any, filters: Filters) -> Iterator[sa.ColumnElement[bool]]:
+    """All filters but that of states, over columns named as those of items."""
     if filters.dates:
-        asked = asked.where(columns.date.in_(filters.dates))
+        yield columns.date.in_(filters.dates)
     if filters.labels:
-        asked = asked.where(columns.label_id.in_(filters.labels))
+        yield columns.label_id.in_(filters.labels)
     if filters.decisions:
-        asked = asked.where(columns.shown_because.in_(filters.decisions))
+        yield columns.shown_because.in_(filters.decisions)
     if filters.categories:
-        asked = asked.where(sa.or_(*(_begins(columns.category_path, path, (" > ",)) for path in filters.categories)))
+        yield sa.or_(*(_begins(columns.category_path, path, (" > ",)) for path in filters.categories))
     if filters.reasons:
-        asked = asked.where(sa.or_(*(_begins(columns.decision_reason, one_, (":", ";")) for one_ in filters.reasons)))
-    return asked
+        yield sa.or_(*(_begins(columns.decision_reason, one_, (":", ";")) for one_ in filters.reasons))
 
 
-def _begins(column: sa.Column[Any], text: str, breaks: Sequence[str]) -> sa.ColumnElement[bool]:
+def _begins(column: sa.ColumnElement[Any], text: str, breaks: Sequence[str]) -> sa.ColumnElement[bool]:
     """Whether a text is ``text``, or goes on with one of ``breaks``. SQLite's LIKE would not tell a from A."""
     following = (sa.func.substr(column, 1, len(text) + len(mark)) == text + mark for mark in breaks)
     return sa.or_(column == text, *following)

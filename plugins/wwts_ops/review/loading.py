@@ -18,7 +18,7 @@ import structlog
 
 from wwts_ops import database, published, retags, warehouse
 from wwts_ops.corrections import answers
-from wwts_ops.database import review_items
+from wwts_ops.database import review_items, review_loaded
 from wwts_ops.records import REVIEW_ITEMS
 from wwts_ops.schemas import PUBLISHED
 from wwts_ops.settings import Settings
@@ -37,12 +37,15 @@ _FRESH_COLUMNS = pa.schema(
     [
         ("content_sha256", pa.string()),
         ("revision", pa.int64()),
+        ("run_id", pa.string()),
         ("shown_because", pa.string()),
         ("sampling_probability", pa.float64()),
     ]
 )
 
 Row = Mapping[str, Any]
+#: What an item looked like to who decides upon it: its revision, and who asked for it last.
+Seen = tuple[int, str]
 
 
 def load(settings: Settings, rows: pa.Table, date: str) -> int:
@@ -54,24 +57,30 @@ def load(settings: Settings, rows: pa.Table, date: str) -> int:
     Raises:
         UnavailableError: when the database does not answer.
     """
-    return _load(settings, (rows,), date)
+    return _load(settings, rows, date)
 
 
 def load_part(store: Store, settings: Settings, key: str) -> int:
     """:func:`load` of a part of the store, some rows at a time: people who answer meanwhile wait for those alone.
 
-    Killed half-way, the run is not finished: it is routed, and so loaded, again.
+    Killed half-way, it is loaded again: by the run, which is not finished, or by :func:`sync`.
 
     Raises:
         UnavailableError: when the database or the store does not answer.
     """
-    return sum(_load(settings, (table,), _date(key)) for table in _tables(store, key))
+    changed, waiting = 0, None
+    for table in _tables(store, key):
+        if waiting is not None:
+            changed += _load(settings, waiting, _date(key))
+        waiting = table
+    return changed + _load(settings, waiting or REVIEW_ITEMS.empty_table(), _date(key), _run(key))
 
 
 def sync(store: Store, settings: Settings) -> int:
-    """Loads every queue in ``store`` of which nothing is there: those of before there were items; how many changed.
+    """Loads every queue in ``store`` that never was loaded: those of before there were items; how many changed.
 
-    To be called before anything else of here: it makes the tables, too. One look when nothing is new.
+    To be called before anything else of here: it makes the tables, too. One look when nothing is new. What was loaded
+    once is not loaded again, whatever became of its items: replaced by a later run, or forgotten.
 
     Raises:
         UnavailableError: when the database or the store does not answer.
@@ -81,12 +90,8 @@ def sync(store: Store, settings: Settings) -> int:
     if not runs:
         return 0
     with database.reading(settings) as connection:
-        asked = sa.select(review_items.c.run_id).where(review_items.c.run_id.in_(list(runs))).distinct()
-        there = set(connection.execute(asked).scalars())
-    # Each at once: who is killed half-way would leave one of which something is there.
-    changed = sum(
-        _load(settings, _tables(store, runs[run]), _date(runs[run])) for run in sorted(runs) if run not in there
-    )
+        loaded = set(connection.execute(sa.select(review_loaded.c.run_id)).scalars())
+    changed = sum(load_part(store, settings, runs[run]) for run in sorted(runs.keys() - loaded))
     if changed:
         close_unlisted(store, settings)
         log.info("review_items_synced", changed=changed)
@@ -95,7 +100,7 @@ def sync(store: Store, settings: Settings) -> int:
 
 def _queues(store: Store) -> dict[str, str]:
     """The last queue of each night and of the retag that is published, by who asked."""
-    runs = {key.rpartition("/part-")[2].removesuffix(".parquet"): key for key in store.list("review", ".parquet")}
+    runs = {_run(key): key for key in store.list("review", ".parquet")}
     pointer = published.current(store)
     retag = None if pointer is None else pointer.value.get("retag")
     return {run: key for run, key in runs.items() if run == retag or not retags.is_key(run)}
@@ -105,6 +110,10 @@ def _tables(store: Store, key: str) -> Iterator[pa.Table]:
     """A queue, some rows at a time; nothing of an empty one."""
     with store.open(key) as file:
         yield from (pa.Table.from_batches([batch]) for batch in pq.ParquetFile(file).iter_batches(_CHUNK))
+
+
+def _run(key: str) -> str:
+    return key.rpartition("/part-")[2].removesuffix(".parquet")
 
 
 def _date(key: str) -> str:
@@ -124,9 +133,8 @@ def close_unlisted(store: Store, settings: Settings) -> int:
         return 0
     database.upgrade(settings)
     with database.reading(settings) as connection:
-        asked = sa.select(review_items.c.content_sha256, review_items.c.revision)
-        rows = connection.execute(asked.where(review_items.c.state.in_(WAITING)))
-        waiting = {row.content_sha256: row.revision for row in rows}
+        rows = connection.execute(_SEEN.where(review_items.c.state.in_(WAITING)))
+        waiting = {row.content_sha256: (row.revision, row.run_id) for row in rows}
     with warehouse.connect() as con:
         warehouse.view(con, "published", store, pointer.value["parts"], PUBLISHED)
         con.register("waiting", pa.table({"content_sha256": pa.array(list(waiting), pa.string())}))
@@ -138,7 +146,7 @@ def close_unlisted(store: Store, settings: Settings) -> int:
 
 
 def fresh(settings: Settings) -> pa.Table:
-    """What waits and nobody has looked at: ``content_sha256``, ``revision``, and how it came to be shown.
+    """What waits and nobody has looked at: ``content_sha256``, ``revision``, ``run_id``, and how it came to be shown.
 
     Raises:
         UnavailableError: when the database does not answer.
@@ -149,25 +157,25 @@ def fresh(settings: Settings) -> pa.Table:
         return pa.Table.from_pylist([dict(row) for row in rows], schema=_FRESH_COLUMNS)
 
 
-def close(settings: Settings, revisions: Mapping[str, int], run_id: str, date: str) -> int:
-    """Ends the wait of contents that a later run is sure of; how many. What changed since these revisions stays.
+def close(settings: Settings, seen: Mapping[str, Seen], run_id: str, date: str) -> int:
+    """Ends the wait of contents that a later run is sure of; how many. What changed since it was seen so stays.
 
     Raises:
         UnavailableError: when the database does not answer.
     """
-    return _close_all(settings, revisions, {"run_id": run_id, "date": date})
+    return _close_all(settings, seen, {"run_id": run_id, "date": date})
 
 
-def _close_all(settings: Settings, revisions: Mapping[str, int], said: Row) -> int:
-    chunks = _chunks(sorted(revisions))
-    return sum(_close(settings, {content: revisions[content] for content in chunk}, said) for chunk in chunks)
+def _close_all(settings: Settings, seen: Mapping[str, Seen], said: Row) -> int:
+    return sum(_close(settings, {content: seen[content] for content in chunk}, said) for chunk in _chunks(sorted(seen)))
 
 
-def _close(settings: Settings, revisions: Mapping[str, int], said: Row) -> int:
-    """Settles items that nobody touched since they had these revisions."""
+def _close(settings: Settings, seen: Mapping[str, Seen], said: Row) -> int:
+    """Settles items that nobody touched, and no run asked for, since they were seen so."""
     with database.transaction(settings) as connection:
-        there = _locked(connection, revisions)
-        same = [row["content_sha256"] for row in there if row["revision"] == revisions[row["content_sha256"]]]
+        # Not whole rows: to read their lists takes longer than all the rest.
+        rows = connection.execute(_held(_SEEN, seen))
+        same = [row.content_sha256 for row in rows if (row.revision, row.run_id) == seen[row.content_sha256]]
         these = review_items.c.content_sha256.in_(same)
         connection.execute(sa.update(review_items).where(these).values(state=DONE, **said, **_turned()))
     return len(same)
@@ -223,20 +231,36 @@ def _turned() -> dict[str, Any]:
 
 def _locked(connection: sa.Connection, contents: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of those of ``contents`` that are there, held; in one order, so that no two wait for each other."""
-    asked = sa.select(review_items).where(review_items.c.content_sha256.in_(list(contents)))
-    rows = connection.execute(asked.order_by(review_items.c.content_sha256).with_for_update()).mappings()
-    return [dict(row) for row in rows]
+    return [dict(row) for row in connection.execute(_held(sa.select(review_items), contents)).mappings()]
 
 
-def _load(settings: Settings, tables: Iterable[pa.Table], date: str) -> int:
+_SEEN = sa.select(review_items.c.content_sha256, review_items.c.revision, review_items.c.run_id)
+
+
+def _held(asked: sa.Select[Any], contents: Iterable[str]) -> sa.Select[Any]:
+    asked = asked.where(review_items.c.content_sha256.in_(list(contents)))
+    return asked.order_by(review_items.c.content_sha256).with_for_update()
+
+
+def _load(settings: Settings, table: pa.Table, date: str, loaded: str | None = None) -> int:
+    """``loaded``: of which run this is the last that there was to load."""
     database.upgrade(settings)
     changed = 0
-    # Nobody answers meanwhile: what is not answered now is not answered when its item appears.
+    # Nobody answers or loads meanwhile: what is not answered now is not answered when its item appears.
     with answers.appending(settings) as appender:
-        for batch in (batch for table in tables for batch in table.to_batches(_CHUNK)):
+        for batch in table.to_batches(_CHUNK):
             rows = [_whole(row) for row in batch.to_pylist()]
             changed += _load_rows(appender.connection, settings, rows, date)
+        if loaded is not None:
+            _mark(appender.connection, loaded)
     return changed
+
+
+def _mark(connection: sa.Connection, run: str) -> None:
+    marker = {"loaded_at": database.now(connection)}
+    marked = connection.execute(sa.update(review_loaded).where(review_loaded.c.run_id == run).values(**marker))
+    if not marked.rowcount:
+        connection.execute(sa.insert(review_loaded).values(run_id=run, **marker))
 
 
 def _whole(row: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +317,9 @@ def _replaced(before: Row, wanted: Row) -> dict[str, Any] | None:
         # Without an answer in force: its content was published no more, or a head was sure of it. Now it is not.
         return {**wanted, "state": OPEN, **_turned()}
     if wanted["run_id"] != before["run_id"]:
-        update = {**wanted, "revision": review_items.c.revision + 1}
+        # Who said something of this very tag, and whose words are on their way, shall not be told to look again.
+        same = before["state"] in FRESH and wanted["label_id"] == before["label_id"]
+        update = {**wanted, "revision": review_items.c.revision + (0 if same else 1)}
     else:
         update = {name: cell for name, cell in wanted.items() if name not in _OF_THE_RUN and cell != before[name]}
     if before["state"] not in FRESH:

@@ -168,8 +168,8 @@ def route_retag(store: Store, settings: Settings, retag: Retag) -> int:
         sources.lay_retag(con, store, source, retag, audited)
         waiting = _write(con, store, source, answers)
         con.register("fresh", fresh)
-        found = con.sql("SELECT content_sha256, revision FROM fresh SEMI JOIN sure USING (content_sha256) ORDER BY 1")
-        sure = dict(found.fetchall())
+        found = con.sql("SELECT content_sha256, revision, run_id FROM fresh SEMI JOIN sure USING (content_sha256)")
+        sure = {content: (revision, run) for content, revision, run in found.fetchall()}
     items.load_part(store, settings, source.queue)
     closed = items.close(settings, sure, source.key, source.date)
     items.close_unlisted(store, settings)

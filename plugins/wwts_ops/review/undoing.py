@@ -17,13 +17,16 @@ from wwts_ops.review.cases import OVERRULED, TAKEN_BACK, Case, Desk, Opinion, Sa
 from wwts_ops.settings import Settings
 
 _AGAIN = re.compile(r":again\d+$")
+#: How the answers begin that came of an accepted proposal (``review.proposals``); then the id of what proposed it.
+_PROPOSED = "proposal:"
 
 
 def undo(settings: Settings, person: str, answer_ids: Sequence[str]) -> list[Result]:
     """Takes back what ``person`` answered on the page, newest first, all of it in one transaction.
 
     An answer goes with those that it gave to other contents, with its bad case if that is not made yet, and with the
-    label it proposed if nobody decided on that. What it was about waits again, leased to ``person``.
+    label it proposed if nobody decided on that; if somebody did, with the answers that came of it (the label stays).
+    What it was about waits again, leased to ``person``.
 
     Returns:
         One result an id, in the given order: ``saved`` (taken back), ``already`` (it was before) or ``refused``.
@@ -79,7 +82,8 @@ def history(settings: Settings, person: str | None, count: int) -> list[dict[str
     Returns:
         Up to ``count`` of: ``number`` (None while it waits for somebody else), ``answer_id``, ``answered_at``,
         ``kind``, ``labels``, ``content``, ``image_id``, ``comment``, ``reason``, ``by``, ``held`` (it waits for
-        somebody else), ``retracted``. Answers that one look gave to other contents are not listed beside it.
+        somebody else), ``second`` (somebody is to look without knowing it), ``retracted``. Answers that one look gave
+        to other contents are not listed beside it.
 
     Raises:
         UnavailableError: when the database does not answer.
@@ -137,6 +141,11 @@ def first_id(answer_id: str) -> str:
     return _AGAIN.sub("", answer_id)
 
 
+def origin(answer_id: str) -> str:
+    """The id of the action of which an answer came: by itself, to another content, recorded anew or by a proposal."""
+    return answer_id.removeprefix(_PROPOSED).partition(":")[0]
+
+
 def _undone(desk: Desk, row: Mapping[str, Any], parts: Mapping[str, str]) -> Result:
     answer_id, content = row["answer_id"], row["content_sha256"]
     if row["answered_by"] != desk.person:
@@ -158,15 +167,20 @@ def _made(desk: Desk, answer_id: str) -> str:
 
 
 def _recorded(case: Case, answer_id: str) -> list[Said]:
-    again = f"{answer_id}:again"
-    return [one for one in case.said if one.answer_id == answer_id or one.answer_id.startswith(again)]
+    """What stands of an answer, itself last; before it, what came of the label that it proposed."""
+    again, proposed = f"{answer_id}:again", f"{_PROPOSED}{origin(answer_id)}:"
+    found = [one for one in case.said if one.answer_id == answer_id or one.answer_id.startswith((again, proposed))]
+    return sorted(found, key=lambda one: not one.answer_id.startswith(proposed))
 
 
 def _after_look(desk: Desk, case: Case, gone: Opinion, comment: str | None) -> str | None:
     """The state once that opinion is withdrawn; None: as it is."""
     mates = [one for one in case.opinions if one.round == gone.round]
-    if _answered_since(case, gone, mates) or any(one.place == 3 for one in mates):
-        return None  # somebody answered anew, or a third decided: that stands
+    alone = len(mates) == 1 and (case.item or {}).get("needed") == 2
+    if _answered_since(case, gone, mates) or (any(one.place == 3 for one in mates) and not alone):
+        return (
+            None  # somebody answered anew, or a third decided: that stands, unless two are needed and no other is left
+        )
     looked = {one.answer_id for one in mates}
     blind = gone.round not in looked and any(one.answer_id == gone.round for one in case.said)
     if len(mates) + blind == 2:
@@ -179,7 +193,7 @@ def _after_look(desk: Desk, case: Case, gone: Opinion, comment: str | None) -> s
     (left,) = mates
     desk.retract(case, _recorded(case, left.answer_id), comment)
     desk.unmark([left.answer_id], TAKEN_BACK)
-    if left.place == 2:
+    if left.place > 1:
         desk.move(case, left, 1)
     return "second"
 
@@ -218,7 +232,8 @@ def _holder(desk: Desk, case: Case, state: str) -> str | None:
 def _answered(person: str | None, count: int) -> sa.Select[Any]:
     taken = corrections.alias()
     gone = sa.select(taken.c.number).where(taken.c.retracts == corrections.c.number).exists()
-    asked = sa.select(corrections, gone.label("retracted"), sa.false().label("held")).where(
+    columns = (corrections, gone.label("retracted"), sa.false().label("held"), _second(corrections))
+    asked = sa.select(*columns).where(
         corrections.c.source == "page",
         corrections.c.kind != "retract",
         ~corrections.c.answer_id.contains(":"),
@@ -231,15 +246,34 @@ def _answered(person: str | None, count: int) -> sa.Select[Any]:
 def _looked(person: str | None, count: int) -> sa.Select[Any]:
     waits = review_items.c.state.in_(("second", "disputed")) & review_opinions.c.withdrawn_at.is_(None)
     joined = review_opinions.outerjoin(review_items, review_items.c.content_sha256 == review_opinions.c.content_sha256)
-    asked = sa.select(review_opinions, sa.func.coalesce(waits, sa.false()).label("held")).select_from(joined)
+    held = sa.func.coalesce(waits, sa.false()).label("held")
+    asked = sa.select(review_opinions, held, _second(review_opinions)).select_from(joined)
     asked = asked.where(~review_opinions.c.answer_id.contains(":"))
     if person is not None:
         asked = asked.where(review_opinions.c.person == person)
     return asked.order_by(review_opinions.c.said_at.desc()).limit(count)
 
 
+def _second(said: sa.Table) -> sa.Label[bool]:
+    """Whether a content of ``said`` waits for somebody who must not know what was said."""
+    item = review_items.alias()
+    this = sa.select(item.c.content_sha256).where(item.c.content_sha256 == said.c.content_sha256)
+    return this.where(item.c.state == "second").exists().label("second")
+
+
 def _line(row: Mapping[str, Any], number: int | None) -> dict[str, Any]:
-    names = ("answer_id", "answered_at", "kind", "labels", "image_id", "comment", "reason", "held", "retracted")
+    names = (
+        "answer_id",
+        "answered_at",
+        "kind",
+        "labels",
+        "image_id",
+        "comment",
+        "reason",
+        "held",
+        "second",
+        "retracted",
+    )
     line = {name: row[name] for name in names}
     return {"number": number, **line, "content": row["content_sha256"], "by": row["answered_by"]}
 

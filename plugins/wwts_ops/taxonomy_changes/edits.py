@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -141,15 +141,12 @@ class Merge(_Change):
 
     def applied(self, names: Taxonomy) -> Taxonomy:
         """See :class:`_Change`."""
-        for label_id in dict.fromkeys(self.label_ids):
-            names = self._with(names, *_found(names, [label_id, self.into]))
-        return names
-
-    @staticmethod
-    def _with(names: Taxonomy, source: Label, target: Label) -> Taxonomy:
-        after = _changed(_mapped(names, source, target), [source.label_id], lambda label: replace(label, enabled=False))
-        words = joined("|".join((target.synonyms_zh, source.label_zh, source.synonyms_zh)), target.label_zh)
-        return _changed(after, [target.label_id], lambda label: replace(label, synonyms_zh=words))
+        sources = tuple(dict.fromkeys(self.label_ids))
+        *merged, target = _found(names, (*sources, self.into))
+        after = _changed(_mapped(names, sources, target), sources, lambda label: replace(label, enabled=False))
+        words = (target.synonyms_zh, *(word for label in merged for word in (label.label_zh, label.synonyms_zh)))
+        synonyms = joined("|".join(words), target.label_zh)
+        return _changed(after, [target.label_id], lambda label: replace(label, synonyms_zh=synonyms))
 
 
 class Map(_Change):
@@ -163,7 +160,8 @@ class Map(_Change):
         """See :class:`_Change`."""
         if not self.maps_to:
             return _changed(names, [self.label_id], lambda label: replace(label, maps_to=""))
-        return _mapped(names, *_found(names, [self.label_id, self.maps_to]))
+        _, target = _found(names, [self.label_id, self.maps_to])
+        return _mapped(names, [self.label_id], target)
 
 
 class Force(_Change):
@@ -276,13 +274,15 @@ def _changed(names: Taxonomy, label_ids: Iterable[str], change: Callable[[Label]
     return replace(names, labels=tuple(changed.get(label.label_id, label) for label in names.labels))
 
 
-def _mapped(names: Taxonomy, source: Label, target: Label) -> Taxonomy:
-    """``names`` where ``source`` maps to ``target``, and so does what mapped to it."""
-    if source is target:
+def _mapped(names: Taxonomy, sources: Collection[str], target: Label) -> Taxonomy:
+    """``names`` where the labels ``sources`` map to ``target``, and so does what mapped to them."""
+    if target.label_id in sources:
         raise FaultError("maps_to_itself", label=f"{target.label_zh} {target.label_id}")
-    moved = [label.label_id for label in names.labels if label.maps_to == source.label_id and label is not target]
-    after = _changed(names, [source.label_id, *moved], lambda label: replace(label, maps_to=target.label_id))
-    # What a person always looked at is not let through because it goes by another name now.
-    if names.forced_reason(source.label_id) and not names.forced_reason(target.label_id):
+    wanted = set(sources)
+    moved = [label.label_id for label in names.labels if label.maps_to in wanted and label is not target]
+    after = _changed(names, [*wanted, *moved], lambda label: replace(label, maps_to=target.label_id))
+    # A taxonomy forces the target as long as they map to it. Packed code from before there were mappings knows
+    # nothing of that, and sees by the label's own mark that a person must look.
+    if any(map(names.forced_reason, sources)) and not names.forced_reason(target.label_id):
         after = _changed(after, [target.label_id], lambda label: replace(label, forced_review=True))
     return after

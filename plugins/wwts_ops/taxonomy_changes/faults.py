@@ -73,6 +73,10 @@ _SENTENCES = {
         "{file} is larger than {most} MiB, or unpacks to far more; split it.",
         "“{file}”太大：最多 {most} MB（解压后也有上限）；请分批导入。",
     ),
+    "file_shape": (
+        "{file} has more than {rows:,} rows or {columns} columns, empty ones counted; copy its labels to a new sheet.",
+        "“{file}”超过 {rows:,} 行或 {columns} 列（空行、空列也算）；请只把标签所在的行列复制到新的表格再导入。",
+    ),
     "file_unreadable": (
         "{detail}",
         "“{file}”无法读取：需要是完整的 CSV（UTF-8 或 GB18030）或 XLSX 文件，第一行为表头，包含 "

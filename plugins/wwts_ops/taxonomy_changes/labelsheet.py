@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +14,13 @@ from wwts_ops import sheets
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.sheets import CONTROL, Form, Row
 from wwts_ops.taxonomy import CSV_COLUMNS, Label, Taxonomy
-from wwts_ops.taxonomy_changes import edits
+from wwts_ops.taxonomy_changes import bounds, edits
 from wwts_ops.taxonomy_changes.faults import FaultError
 
 if TYPE_CHECKING:
     from openpyxl.cell import Cell
 
 SUFFIXES = (".csv", ".xlsx")
-#: Bytes of a file that is read.
-LARGEST = 6 * 2**20
-#: What an XLSX may unpack to: 20,000 labels need 10 MiB.
-_UNPACKED = 64 * 2**20
 _RULES = ("forced_review", "enabled", "maps_to")
 _COLUMNS = (*CSV_COLUMNS, *_RULES)
 _ALIASES = {
@@ -46,7 +41,7 @@ _FORM = Form(
     aliases=_ALIASES,
     needed=tuple((column,) for column in CSV_COLUMNS),
     max_rows=100_000,
-    max_bytes=LARGEST,
+    max_bytes=bounds.LARGEST,
 )
 _FLAGS = {"true": True, "false": False, "1": True, "0": False, "是": True, "否": False}
 #: In column ``maps_to``: no longer to any.
@@ -107,20 +102,14 @@ def edit(data: bytes, name: str) -> edits.Edit:
     suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES:
         raise FaultError("file_kind", file=name)
-    if len(data) > LARGEST or _unpacked(data) > _UNPACKED:
-        raise FaultError("file_large", file=name, most=LARGEST >> 20)
+    if len(data) > bounds.LARGEST:
+        raise FaultError("file_large", file=name, most=bounds.LARGEST >> 20)
+    if suffix == ".xlsx":
+        bounds.check(data, name, _FORM.max_rows)
     rows = _rows(data, name, suffix)
     # Only a CSV file needs a guard against formulas; XLSX knows what is a text.
     bare = rows if suffix == ".xlsx" else [replace(row, cells=_all_bare(row.cells)) for row in rows]
     return lambda names: _edited(names, bare)
-
-
-def _unpacked(data: bytes) -> int:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return sum(info.file_size for info in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return 0  # no archive, as the reader will say
 
 
 def _rows(data: bytes, name: str, suffix: str) -> Sequence[Row]:

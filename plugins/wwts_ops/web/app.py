@@ -138,6 +138,8 @@ def _told(request: Request, error: Exception) -> Response:
     log.warning("page_request_failed", path=request.url.path, reason=str(error))
     if isinstance(error, UnavailableError):
         return _error(503, "unavailable", "数据库或存储暂时没有响应，请稍后再试。")
+    if isinstance(error, database.RefusedError):  # its words say where the database is
+        return _error(400, "database", "数据库没有接受这次请求，原因已记入日志，请联系管理员。")
     return _error(400, "refused", str(error))
 
 

@@ -13,6 +13,8 @@ from wwts_ops.web.security import RefusedError, Viewer
 
 #: Bytes of a body.
 LARGEST = 256 * 2**10
+#: Numbers of the database are no larger.
+LARGEST_NUMBER = 2**63 - 1
 #: Most that one request may name: contents, actions, filters.
 MOST = 200
 
@@ -59,7 +61,7 @@ class TakeBody(Body):
 
     filters: FiltersBody = FiltersBody()
     count: int = Field(ge=1, le=100)
-    held: Contents = ()
+    held: Annotated[tuple[Content, ...], Field(max_length=1000)] = ()
 
 
 class GridBody(Body):
@@ -90,7 +92,7 @@ class ActionBody(Body):
 
     answer_id: AnswerId
     content: Content
-    revision: int | None = None
+    revision: int | None = Field(None, ge=0, le=LARGEST_NUMBER)
     kind: Literal["confirm", "correct", "wrong_unknown", "reject_image"]
     labels: Annotated[tuple[Short, ...], Field(max_length=50)] = ()
     reason: Short | None = None
@@ -116,13 +118,15 @@ class UndoBody(Body):
 
 
 class SelectionBody(Body):
-    """Which answers to take back in bulk; times as ISO 8601 with a zone."""
+    """Which answers to take back in bulk, and (of a take-back) what its preview told; times as ISO 8601 with a zone."""
 
     person: Short
     since: Short
     until: Short
     label_id: Short | None = None
-    upto: int | None = Field(None, ge=0)
+    upto: int | None = Field(None, ge=0, le=LARGEST_NUMBER)
+    at: Short | None = None
+    count: int | None = Field(None, ge=0, le=LARGEST_NUMBER)
 
 
 class DecisionBody(Body):

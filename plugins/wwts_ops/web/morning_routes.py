@@ -15,7 +15,7 @@ from fastapi.responses import Response
 
 from wwts_ops import events
 from wwts_ops.review import bulk, figures, labels, proposals
-from wwts_ops.review.bulk import Selection
+from wwts_ops.review.bulk import Seen, Selection
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.web import shown
@@ -123,9 +123,13 @@ def take_back(
     request: Request, visitor: Admin, body: Annotated[SelectionBody, Depends(reading(SelectionBody))]
 ) -> dict[str, Any]:
     """Takes back what was previewed, and nothing that was said since."""
-    if body.upto is None:
+    if body.upto is None or body.at is None or body.count is None:
         raise RefusedError(400, "no_preview", "请先预览，再撤销。")
-    return {"count": bulk.take_back(settings_of(request), visitor.name, _selection(body), body.upto)}
+    seen = Seen(body.count, body.upto, _time(body.at))
+    try:
+        return {"count": bulk.take_back(settings_of(request), visitor.name, _selection(body), seen)}
+    except bulk.ChangedError as error:
+        raise RefusedError(409, "changed", str(error)) from error
 
 
 def _selection(body: SelectionBody) -> Selection:

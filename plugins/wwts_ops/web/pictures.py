@@ -27,8 +27,9 @@ Content = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
 
 #: What a content is never changes; who may see it does, so no shared cache keeps it.
 _FOREVER = "private, max-age=31536000, immutable"
-#: Originals that are in memory at once (each up to ``WWTS_MAX_IMAGE_BYTES``), and seconds to wait for one's turn.
-_AT_ONCE, _PATIENCE_S = 4, 20.0
+#: Originals that are in memory at once (each up to ``WWTS_MAX_IMAGE_BYTES``), and seconds to wait for one's turn:
+#: who waits holds a thread of those that Airflow's own pages need too.
+_AT_ONCE, _PATIENCE_S = 4, 2.0
 _turn = threading.BoundedSemaphore(_AT_ONCE)
 #: Looked for at once: in a bucket each takes a round trip.
 _LOOKERS = 8

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from wwts_ops.images import REASONS
-from wwts_ops.review import answering, items, people
+from wwts_ops.review import answering, items, opinions, pace, people
 from wwts_ops.review.answering import Action, Proposal
 from wwts_ops.review.items import Filters, Item
 from wwts_ops.review.people import Role
 from wwts_ops.settings import Settings
 from wwts_ops.taxonomy import Taxonomy
-from wwts_ops.web import disputes, pace, shown
+from wwts_ops.web import shown
 from wwts_ops.web.bodies import (
     MOST,
     ActionBody,
@@ -28,7 +28,7 @@ from wwts_ops.web.bodies import (
     UndoBody,
     reading,
 )
-from wwts_ops.web.security import RefusedError, Reviewer, Viewer, settings_of
+from wwts_ops.web.security import RefusedError, Reviewer, Viewer, Visitor, settings_of
 
 router = APIRouter(prefix="/api")
 
@@ -37,6 +37,9 @@ _ALIKE = 60
 #: Reasons for quarantine, those first that a person can see.
 _BY_EYE = ("not_an_image", "corrupt", "truncated", "too_small")
 _REASONS = {code: REASONS[code] for code in dict.fromkeys([*_BY_EYE, *REASONS])}
+
+#: States of which everybody may see how many there are; which are only open would tell which of the others are not.
+_COUNTED = (items.OPEN, items.LATER)
 
 Asked = Annotated[tuple[Short, ...], Query(max_length=MOST)]
 
@@ -99,10 +102,17 @@ def _categories(known: Taxonomy) -> list[str]:
 # ------------------------------------------------------------------ the queue
 
 
+def _allowed(visitor: Visitor, wanted: Filters, told: tuple[str, ...] = (items.LATER,)) -> Filters:
+    """With those states only that do not tell who is to give a second look that there was a first."""
+    if visitor.role >= Role.ADMIN:
+        return wanted
+    return dataclasses.replace(wanted, states=tuple(state for state in wanted.states if state in told))
+
+
 @router.get("/summary")
 def summary(request: Request, visitor: Viewer, wanted: Annotated[Filters, Depends(_filters)]) -> dict[str, Any]:
     """What is left, what can be filtered by, and how far everybody has come today."""
-    settings = settings_of(request)
+    settings, wanted = settings_of(request), _allowed(visitor, wanted, _COUNTED)
     facets = items.facets(settings, wanted)
     return {
         "left": items.left(settings, visitor.name, wanted),
@@ -123,7 +133,7 @@ def _facet(name: str, found: list[Any]) -> dict[str, Any]:
 @router.post("/take")
 def take(request: Request, visitor: Reviewer, body: Annotated[TakeBody, Depends(reading(TakeBody))]) -> dict[str, Any]:
     """The next items, leased to who asks."""
-    settings, wanted = settings_of(request), body.filters.filters()
+    settings, wanted = settings_of(request), _allowed(visitor, body.filters.filters())
     found = items.take(settings, visitor.name, wanted, body.count, body.held)
     return {"items": shown.items(settings, found), "left": items.left(settings, visitor.name, wanted)}
 
@@ -145,7 +155,7 @@ def peek(
     held: Annotated[tuple[Content, ...], Query(max_length=MOST)] = (),
 ) -> dict[str, Any]:
     """The next items for who only looks: nobody's lease."""
-    settings = settings_of(request)
+    settings, wanted = settings_of(request), _allowed(visitor, wanted)
     found = items.peek(settings, visitor.name, wanted, count, held)
     return {"items": shown.items(settings, found), "left": items.left(settings, visitor.name, wanted)}
 
@@ -204,7 +214,7 @@ def _opinions(settings: Settings, item: Item) -> list[dict[str, Any]] | None:
     known = shown.names(settings)
     return [
         {"by": said.person, "kind": said.kind, "labels_zh": shown.named(known, said.labels)}
-        for said in disputes.looks(settings, item.content_sha256)
+        for said in opinions.looks(settings, item.content_sha256)
     ]
 
 
@@ -252,8 +262,9 @@ def history(
     found = answering.history(settings, None if everybody else visitor.name, count)
     if visitor.role < Role.ADMIN:
         # Whoever is to look at it next must not know what was said.
-        found = [row for row in found if row["by"] == visitor.name or not row["held"]]
-    return {"answers": [{**row, "labels_zh": _named(known, row["labels"])} for row in found]}
+        found = [row for row in found if row["by"] == visitor.name or not (row["held"] or row["second"])]
+    told = [{name: cell for name, cell in row.items() if name != "second"} for row in found]
+    return {"answers": [{**row, "labels_zh": _named(known, row["labels"])} for row in told]}
 
 
 def _named(known: Taxonomy | None, labels: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from airflow.api_fastapi.auth.managers.base_auth_manager import COOKIE_NAME_JWT_TOKEN
 from airflow.api_fastapi.core_api.security import get_user
@@ -43,6 +43,8 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _SAFE = frozenset({"GET", "HEAD"})
+#: In whose name the page writes, percent-encoded: who was signed in when it was opened.
+_SPEAKER = "x-wwts-user"
 
 
 class RefusedError(Exception):
@@ -73,9 +75,10 @@ def _visitor(request: Request, user: Annotated[Any, Depends(get_user)]) -> Visit
     # FAB can let strangers in as a public user; what is shown here is for people with names.
     if getattr(user, "is_anonymous", False) or not user.get_name():
         raise RefusedError(401, "anonymous", "请先登录 Airflow。")
+    name = str(user.get_name())
     if request.method not in _SAFE:
         check_origin(request)
-    name = str(user.get_name())
+        _check_speaker(request, name)
     return Visitor(name, people.role(settings_of(request), name))
 
 
@@ -116,6 +119,14 @@ def check_origin(request: Request) -> None:
     same = site == "same-origin" if site is not None else origin is not None and _host(origin) in _hosts(request)
     if not same:
         raise RefusedError(403, "cross_site", "此请求不是从本页面发出的，已拒绝。")
+
+
+def _check_speaker(request: Request, name: str) -> None:
+    """Refuses what one person said on a page and the cookie of another, who signed in since, would sign."""
+    said = request.headers.get(_SPEAKER)
+    if said is not None and unquote(said) != name:
+        shown = unquote(said)[:100]
+        raise RefusedError(403, "other_person", f"现在登录的是{name}，而这个页面是{shown}打开的；请刷新页面。")
 
 
 def _hosts(request: Request) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from wwts_ops import taxonomy, webpage
 from wwts_ops.errors import WwtsError
+from wwts_ops.review.actions import shown_revision
 from wwts_ops.review.items import Item
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -62,7 +63,7 @@ def _item(item: Item, known: Taxonomy, has_picture: bool) -> dict[str, Any]:  # 
     reason, _, skipped = (item.decision_reason or "").partition(";skipped_off:")
     return {
         "content": item.content_sha256,
-        "revision": item.revision,
+        "revision": shown_revision(item.state, item.blind, item.revision),
         "image_id": item.image_id,
         "sku_id": item.sku_id,
         "title": item.title,

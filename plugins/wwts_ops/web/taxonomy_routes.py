@@ -61,7 +61,7 @@ Imported = Annotated[ImportBody, Depends(reading(ImportBody, _LARGEST_IMPORT))]
 
 @router.get("")
 def whole(request: Request, visitor: Viewer) -> Response:
-    """All labels, on or off, and the tree of categories."""
+    """All labels, on or off, each with why a person always looks at it (``forced_by``), and the tree of categories."""
     settings = settings_of(request)
     names = shown.names(settings)
     pointer = Store.of(settings).read_pointer(POINTER)
@@ -69,7 +69,7 @@ def whole(request: Request, visitor: Viewer) -> Response:
         "version": names.version,
         "author": "" if pointer is None else pointer.value.get("author", ""),
         "may_change": visitor.role >= Role.ADMIN,
-        "labels": [vars(label) for label in names.labels],
+        "labels": [{**vars(label), "forced_by": names.forced_reason(label.label_id) or ""} for label in names.labels],
         "categories": _categories(names),
     }
     # Not through FastAPI's encoder, which takes a second for 20,000 labels.

@@ -36,6 +36,8 @@ def upgrade() -> None:
     _make_answers()
     _make_records()
     op.create_index("ix_corrections_retracts", "corrections", ["retracts"])
+    op.create_index("ix_corrections_answered_at", "corrections", ["answered_at"])
+    op.create_index("corrections_of_person", "corrections", ["answered_by", "number"])
     for statement in _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL:
         op.execute(statement)
 
@@ -76,6 +78,13 @@ def _make_items() -> None:
         sa.CheckConstraint("state IN ('open', 'later', 'second', 'disputed', 'done')", name="review_items_state"),
     )
     op.create_index("review_items_order", "review_items", ["state", "value"])
+    leased = sa.text("leased_by IS NOT NULL")
+    op.create_index("review_items_leases", "review_items", ["leased_by"], sqlite_where=leased, postgresql_where=leased)
+    op.create_table(
+        "review_loaded",
+        sa.Column("run_id", sa.Text, primary_key=True),
+        sa.Column("loaded_at", sa.DateTime(timezone=True), nullable=False),
+    )
 
 
 def _make_answers() -> None:

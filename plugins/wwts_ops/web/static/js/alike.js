@@ -22,10 +22,16 @@ function toggler({ draft, set }) {
   };
 }
 
+/** A thumbnail that was clicked keeps no focus: Enter then confirms, instead of taking the choice back. */
+function clicked(event, toggle) {
+  toggle();
+  if (event.detail && !event.currentTarget.closest("dialog")) document.getElementById("stage")?.focus({ preventScroll: true }); // 0: by the keyboard
+}
+
 function Thumb({ one, chosen, onToggle, may }) {
   const name = one.label_zh || one.title || one.image_id;
   return html`<button type="button" class="thumb" role="checkbox" aria-checked=${chosen ? "true" : "false"} disabled=${!may}
-    data-content=${one.content} aria-label=${`${chosen ? "已选" : "选上"}：${name}`} title=${name} onClick=${() => onToggle(one.content)}>
+    data-content=${one.content} aria-label=${`${chosen ? "已选" : "选上"}：${name}`} title=${name} onClick=${(event) => clicked(event, () => onToggle(one.content))}>
     <img src=${pictureUrl(one.content)} alt="" loading="lazy" decoding="async" />
     <svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 8.5l3.2 3.2L13 5" /></svg></button>`;
 }

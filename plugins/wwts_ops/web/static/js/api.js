@@ -4,7 +4,11 @@
 export const ROOT = new URL("../../", import.meta.url);
 
 const PATIENCE_MS = 20_000;
+// Of our own checks of a request's body: the same bytes will never do.
+const FINAL = new Set(["bad_body", "too_large", "not_json"]);
 const signedOut = new Set();
+const otherPerson = new Set();
+let speaker = null;
 
 /** What the server or the network refused. `status` 0: nobody answered. */
 export class ApiError extends Error {
@@ -19,12 +23,28 @@ export class ApiError extends Error {
   get passing() {
     return this.status === 0 || this.status === 408 || this.status === 429 || this.status >= 500;
   }
+
+  /** Refused for what it says, whoever sends it and whenever. */
+  get final() {
+    return FINAL.has(this.code);
+  }
 }
 
 /** Calls `callback(out)` with true when the session has ended, with false when the server knows us again. */
 export function onSignedOut(callback) {
   signedOut.add(callback);
   return () => signedOut.delete(callback);
+}
+
+/** `callback()` when a request was refused because somebody else has signed in since this page was opened. */
+export function onOtherPerson(callback) {
+  otherPerson.add(callback);
+  return () => otherPerson.delete(callback);
+}
+
+/** From now on whatever is written is written in this person's name, or not at all. */
+export function speakFor(user) {
+  speaker = user;
 }
 
 export const pictureUrl = (content) => new URL(`pictures/${encodeURIComponent(content)}`, ROOT).href;
@@ -50,6 +70,7 @@ export const get = (path, options = {}) => call(path, { method: "GET" }, options
 export function send(path, body, method = "POST", options = {}) {
   const text = JSON.stringify(body);
   const init = { method, body: text, headers: { "Content-Type": "application/json" } };
+  if (speaker !== null) init.headers["X-Wwts-User"] = encodeURIComponent(speaker);
   // A page that is being closed still delivers what it began to say (browsers allow 64 KiB for that).
   init.keepalive = text.length < 20_000;
   return call(path, init, options);
@@ -80,6 +101,7 @@ async function read(response) {
   else tell(false);
   if (response.ok && told !== null) return told;
   const code = told?.error?.code ?? String(response.status);
+  if (code === "other_person") for (const callback of otherPerson) callback();
   throw new ApiError(response.ok ? 502 : response.status, code, told?.error?.message ?? sentence(response.status));
 }
 

@@ -69,3 +69,11 @@ export function fromLocal(local, timezone) {
   const ahead = Date.parse(`${asLocal(new Date(asUtc), timezone)}Z`) - Math.floor(asUtc / 60_000) * 60_000;
   return new Date(asUtc - ahead).toISOString();
 }
+
+/** Synonyms as people write them, one after the other, as the taxonomy keeps them. */
+export const synonyms = (text) =>
+  text
+    .split(/[|、，,；;\n]/)
+    .map((one) => one.trim())
+    .filter(Boolean)
+    .join("|");

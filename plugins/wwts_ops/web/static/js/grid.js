@@ -32,7 +32,7 @@ function Grid({ app }) {
   const summary = useSummary(useMemo(() => ({ ...filters, labels: [], states: ["open"] }), [filters]));
   const labels = useLabels(summary.data, filters);
   const seen = useSeen(items ?? NONE);
-  const release = useLease(items, me);
+  const release = useLease(items, me, () => fixing || again());
   const nextItems = usePrefetch(label, filters, items);
   const outcomes = useOutcomes(app);
 
@@ -63,6 +63,10 @@ function Grid({ app }) {
       setProblem(error.message);
     }
     return undefined;
+  };
+  const again = () => {
+    app.toast("离开太久，有些图片已经交给别人了，换上还没人看的。");
+    load(label);
   };
   const choose = (wanted, further) => {
     if (fixing) later(fixing.left);

@@ -4,6 +4,8 @@ import { useEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
 import { send } from "./api.js";
 import { picture, uuid } from "./format.js";
 import * as outbox from "./outbox.js";
+import { onReturn, within } from "./presence.js";
+import { MOST_HELD } from "./queue.js";
 import { settled } from "./summary.js";
 
 export const COUNT = 50;
@@ -30,7 +32,7 @@ const actionOf = (item, kind, more = {}) => ({
 export async function taken(label, filters, held = NONE) {
   const narrowed = { ...filters, labels: [label.id], states: ["open"] };
   const { items } = held.length
-    ? await send("api/take", { filters: narrowed, count: COUNT, held: held.slice(-200) })
+    ? await send("api/take", { filters: narrowed, count: COUNT, held: held.slice(-MOST_HELD) })
     : await send("api/grid", { label_id: label.id, filters: { ...filters, labels: [] }, count: COUNT });
   const out = new Set([...held, ...outbox.contents()]);
   const free = items.filter((item) => !out.has(item.content));
@@ -82,16 +84,37 @@ export function usePrefetch(label, filters, items) {
   };
 }
 
-/** Keeps what is on the board ours while it is looked at, and gives it back when it no longer is. */
-export function useLease(items, me) {
+/**
+ * Keeps what is on the board ours while somebody looks at it, and gives it back when it no longer is.
+ * `lost(contents)`: what others took while nobody did.
+ */
+export function useLease(items, me, lost) {
   const held = useRef(new Set());
+  const told = useRef(lost);
+  told.current = lost;
   useEffect(() => {
     const contents = (items ?? NONE).map((item) => item.content);
     held.current = new Set(contents);
     if (!contents.length) return undefined;
-    const renew = () => send("api/renew", { contents }).catch(() => null); // the next one will do, or the answer says so
-    const timer = setInterval(renew, Math.max(20, (me.lease_seconds ?? 300) / 3) * 1000);
-    return () => clearInterval(timer);
+    let gone = false;
+    const lease = (me.lease_seconds ?? 300) * 1000;
+    const renew = () => send("api/renew", { contents });
+    const keep = () => within(lease) && renew().catch(() => null); // the next one will do, or the answer says so
+    const back = () =>
+      renew().then(
+        (mine) => {
+          const others = contents.filter((content) => !mine.contents.includes(content));
+          if (!gone && others.length) told.current(others);
+        },
+        () => null,
+      );
+    const timer = setInterval(keep, Math.max(20_000, lease / 3));
+    const stop = onReturn(lease, back);
+    return () => {
+      gone = true;
+      clearInterval(timer);
+      stop();
+    };
   }, [items]);
   const release = (contents = [...held.current]) => {
     const free = contents.filter((content) => !outbox.contents().includes(content));

@@ -1,6 +1,6 @@
 // The shell: who is signed in, which page is shown, what is left, what is not saved yet.
 import { createContext, html, render, useContext, useEffect, useErrorBoundary, useMemo, useRef, useState } from "../vendor/htm-preact.js";
-import { get, onSignedOut } from "./api.js";
+import { get, onOtherPerson, onSignedOut, pictureUrl } from "./api.js";
 import { Help } from "./help.js";
 import { useKeys } from "./keys.js";
 import * as labels from "./labels.js";
@@ -117,6 +117,8 @@ function Shell({ me }) {
   };
   useKeys({ "?": () => setHelp(true) });
   useEffect(opened, [route]);
+  // Opened from Airflow's menu, the page would hear no key before a click: the focus is still on the menu's link.
+  useEffect(() => document.getElementById("stage")?.focus({ preventScroll: true }), []);
   return html`<${AppContext.Provider} value=${app}>
     <a class="skip" href="#stage" onClick=${(event) => { event.preventDefault(); document.getElementById("stage")?.focus(); }}>跳到正文</a>
     <${Header} app=${app} route=${route} />
@@ -134,7 +136,7 @@ function Header({ app, route }) {
     <h1>图片审核</h1>
     <nav aria-label="页面">${TABS.map((tab) => html`<a key=${tab.route} href=${`#/${tab.route}`}
       aria-current=${tab.route === route ? "page" : undefined}>${tab.name}</a>`)}</nav>
-    ${app.may && html`<${Saving} />`}
+    ${app.may && html`<${Saving} /><${Refused} />`}
     <dl class="tally">
       <div title=${pace(app.counts)}><dt>待审</dt><dd data-testid="left-count">${number(left)}</dd></div>
       <div title=${mine === null ? "" : `其中我审核 ${number(mine)} 张`}><dt>今天完成</dt><dd data-testid="done-today">${number(done)}</dd></div>
@@ -148,6 +150,17 @@ function pace({ left, perHour }) {
   if (!left || !perHour) return "";
   const hours = left / perHour;
   return `按现在每小时 ${number(perHour)} 张的速度，大约还要 ${hours < 1 ? `${Math.ceil(hours * 60)} 分钟` : `${hours.toFixed(1)} 小时`}`;
+}
+
+/** What the server will not have, until the person has read it: in every tab, and after a reload. */
+function Refused() {
+  const { refused } = useOutbox();
+  if (!refused.length) return null;
+  return html`<details class="refused" data-testid="refused"><summary>${refused.length} 条没有被接受</summary>
+    <div class="refused-list" role="note"><ul>${refused.map((one) => html`<li key=${one.key}>
+      ${one.content && html`<img src=${pictureUrl(one.content)} alt="" />`}<span>${one.kind === "undo" ? "撤销：" : ""}${one.message}</span></li>`)}</ul>
+    ${refused.some((one) => one.kind === "answer") && html`<p class="soft">这些图片没有记下您的答案，还在队列里。</p>`}
+    <button type="button" class="main" data-testid="refused-dismiss" onClick=${outbox.dismiss}>知道了</button></div></details>`;
 }
 
 function Saving() {
@@ -169,12 +182,12 @@ function Banner() {
   const online = useOnline();
   const { pending, trouble, durable } = useOutbox();
   const refused = trouble && (trouble.status === 403 || trouble.status === 401);
-  if (online && !trouble) return null;
+  if ((online && !trouble) || trouble?.code === "other_person") return null; // that has a veil of its own
   const kept = durable ? "答案先存在这台电脑上，关掉页面也不会丢" : "请先不要关闭本页：答案还没有保存";
   return html`<p class="banner" role="status" data-testid="banner">${
     refused
       ? `服务器没有接受保存：${trouble.message}${pending ? `还有 ${pending} 条答案，${kept}；重新登录后自动提交。` : ""}`
-      : `${online ? "暂时连不上服务器" : "网络断开了"}，已载入的图片可以继续审核。${kept}，恢复后自动提交。`
+      : `${!online ? "网络断开了" : trouble.status ? `服务器暂时没有保存（${trouble.message.replace(/。$/, "")}）` : "暂时连不上服务器"}，已载入的图片可以继续审核。${kept}，恢复后自动提交。`
   }</p>`;
 }
 
@@ -210,6 +223,7 @@ function Start() {
   const [me, setMe] = useState(null);
   const [error, setError] = useState(null);
   const [out, setOut] = useState(false);
+  const [other, setOther] = useState(null);
   const begin = async () => {
     setError(null);
     try {
@@ -227,10 +241,12 @@ function Start() {
   }, []);
   const back = (told) => {
     // Somebody else's answers must not go out under this name, nor the other way round.
-    if (me && told.user !== me.user) location.reload();
-    else if (me) outbox.flush();
+    if (me && told.user !== me.user) return outbox.state().pending ? setOther(told.user) : location.reload();
+    setOther(null);
+    if (me) outbox.flush();
     else begin();
   };
+  useEffect(() => onOtherPerson(() => get("api/me").then(back, (failed) => console.debug(failed))), [me]);
   useEffect(() => {
     const known = (told) => {
       back(told);
@@ -240,7 +256,7 @@ function Start() {
     document.addEventListener("visibilitychange", seen);
     return () => document.removeEventListener("visibilitychange", seen);
   }, [me]);
-  if (me) return html`<${Shell} me=${me} />${out && html`<${SignIn} back=${back} />`}`;
+  if (me) return html`<${Shell} me=${me} />${out ? html`<${SignIn} back=${back} />` : other && html`<${Other} me=${me} now=${other} back=${back} />`}`;
   if (out || error?.status === 401) return html`<${SignIn} back=${back} />`;
   if (error) {
     return html`<${Notice} title="打不开审核页" drawing="cut" actions=${html`<button type="button" class="main" onClick=${begin}>再试一次</button>`}><p>${error.message}</p><//>`;
@@ -248,13 +264,26 @@ function Start() {
   return html`<div class="bar" aria-busy="true"><h1>图片审核</h1></div><div class="skeleton-page" aria-hidden="true"><div class="shimmer"></div><div class="shimmer"></div></div>`;
 }
 
-/** Signing in is Airflow's: the whole window has to go there, and the frame may not send it. */
-function SignIn({ back }) {
-  useKeys({}, { modal: true }); // nobody answers what the veil hides
+/** Asks now and then who is signed in; nobody answers what the veil hides. */
+function useVeil(back) {
+  useKeys({}, { modal: true });
   useEffect(() => {
     const timer = setInterval(() => get("api/me").then(back, (failed) => console.debug(failed)), SIGN_IN_MS);
     return () => clearInterval(timer);
   });
+}
+
+function Other({ me, now, back }) {
+  useVeil(back);
+  const { pending } = useOutbox();
+  return html`<div class="veil" data-testid="other-person"><${Notice} title="换人了" drawing="cut"
+  actions=${html`<button type="button" class="main" onClick=${() => location.reload()}>以${now}继续</button>`}>
+  <p>现在登录的是${now}；${me.user}还有 ${pending} 条未保存。</p><p>它们存在这台电脑上，${me.user}重新登录后会自动提交。</p><//></div>`;
+}
+
+/** Signing in is Airflow's: the whole window has to go there, and the frame may not send it. */
+function SignIn({ back }) {
+  useVeil(back);
   return html`<div class="veil" data-testid="signed-out"><${Notice} title="登录已过期" drawing="cut"
   actions=${html`<button type="button" class="main" onClick=${() => location.reload()}>我已登录，继续</button>`}>
   <p>请刷新整个浏览器页面（F5），按 Airflow 的提示重新登录。</p><p>还没保存的答案都在这台电脑上，登录后会自动提交。</p><//></div>`;

@@ -1,16 +1,23 @@
 // What people answered and the server has not acknowledged yet. Every entry lies in localStorage under a key of its
 // own until then, so a reload, a lost connection or a killed server loses nothing; answer ids make a second sending
-// harmless. Entries go out in the order they were made, one request at a time.
-import { send } from "./api.js";
+// harmless. Entries go out in the order they were made, one request at a time. Tabs tell each other what became of
+// entries: that a key is gone says nothing, people clear their site data. What was refused for good stays on a list
+// until the person has read it.
+import { ApiError, send, speakFor } from "./api.js";
 
 const MOST = 100; // actions of one request; the server takes 200 within 256 KiB
 const WAITS_MS = [1000, 2000, 4000, 8000, 15_000, 30_000];
+const CAREFUL = 3; // failures in a row after which entries go one by one, so that none holds up the others
+const MOST_REFUSED = 200;
 
 const results = new Set();
 const undone = new Set();
 const changes = new Set();
+const tabs = typeof BroadcastChannel === "function" ? new BroadcastChannel("wwts.outbox") : null;
 let prefix = null;
+let refusals = null;
 let entries = [];
+let refused = [];
 let sending = false;
 let failures = 0;
 let trouble = null;
@@ -21,18 +28,23 @@ let durable = true;
 
 /** The store of one person: what another one left unsent in this browser is never sent in this one's name. */
 export function open(user) {
-  prefix = `wwts.outbox.${user}.`;
-  entries = stored();
+  // "|" is in no encoded name: whose name begins with another's shares no key with them.
+  prefix = `wwts.outbox.${encodeURIComponent(user)}|`;
+  refusals = `wwts.refused.${encodeURIComponent(user)}|`;
+  speakFor(user);
+  entries = stored(prefix, (one) => one.kind === "undo" || Boolean(one.action?.answer_id));
+  refused = stored(refusals, (one) => typeof one.message === "string");
   changed();
   flush();
 }
 
-function stored() {
+/** What lies under the keys that begin so, in the order in which it was put there. */
+function stored(beginning, valid) {
   const found = [];
   try {
-    for (const key of Object.keys(localStorage).filter((name) => name.startsWith(prefix))) {
-      const entry = parsed(localStorage.getItem(key));
-      if (entry) found.push({ ...entry, key });
+    for (const key of Object.keys(localStorage).filter((name) => name.startsWith(beginning))) {
+      const one = parsed(localStorage.getItem(key));
+      if (one && valid(one)) found.push({ ...one, key });
     }
   } catch {
     durable = false;
@@ -42,8 +54,7 @@ function stored() {
 
 function parsed(text) {
   try {
-    const entry = JSON.parse(text);
-    return entry?.kind === "undo" || entry?.action?.answer_id ? entry : null;
+    return JSON.parse(text);
   } catch {
     return null;
   }
@@ -52,22 +63,39 @@ function parsed(text) {
 function add(kind, id, rest) {
   order += 1;
   const entry = { kind, id, at: Date.now(), order, ...rest, key: `${prefix}${kind}.${id}` };
-  try {
-    localStorage.setItem(entry.key, JSON.stringify({ ...entry, key: undefined }));
-  } catch {
-    durable = false; // storage full or forbidden: kept in memory, and the page asks before it is left
-  }
+  keep(entry);
   entries.push(entry);
 }
 
-function drop(gone) {
-  for (const entry of gone) {
+function keep(entry) {
+  try {
+    localStorage.setItem(entry.key, JSON.stringify({ ...entry, key: undefined, sent: undefined }));
+  } catch {
+    durable = false; // storage full or forbidden: kept in memory, and the page asks before it is left
+  }
+}
+
+/** What was cleared away while it waits is put back. */
+function keepAll() {
+  try {
+    for (const entry of entries) if (localStorage.getItem(entry.key) === null) keep(entry);
+  } catch {
+    durable = false;
+  }
+}
+
+function forget(gone) {
+  for (const { key } of gone) {
     try {
-      localStorage.removeItem(entry.key);
+      localStorage.removeItem(key);
     } catch {
       durable = false;
     }
   }
+}
+
+function drop(gone) {
+  forget(gone);
   entries = entries.filter((entry) => !gone.includes(entry));
 }
 
@@ -83,6 +111,7 @@ export function submit(actions) {
 export function undo(answerIds) {
   const waiting = entries.filter((entry) => entry.kind === "answer" && !entry.sent && answerIds.includes(entry.id));
   drop(waiting);
+  tell(waiting, null);
   const forgotten = waiting.map((entry) => entry.action);
   made -= pictures(forgotten);
   for (const id of answerIds.filter((one) => !forgotten.some((action) => action.answer_id === one))) {
@@ -116,9 +145,18 @@ const pictures = (actions) => actions.reduce((sum, action) => sum + 1 + (action.
 
 /**
  * pending: entries not acknowledged; trouble: the error of the last attempt, or null; durable: survives a reload;
- * made: pictures answered on this page since it was opened, less those taken back.
+ * made: pictures answered on this page since it was opened, less those taken back; refused: what the server will not
+ * have, oldest first, until it is dismissed: [{id, content, message, key}], content null where it is not known.
  */
-export const state = () => ({ pending: entries.length, trouble, durable, made });
+export const state = () => ({ pending: entries.length, trouble, durable, made, refused });
+
+/** The person has read what was refused. */
+export function dismiss() {
+  forget(refused);
+  refused = [];
+  tabs?.postMessage({ refusals });
+  changed();
+}
 
 /** Contents with an answer on its way: not to be taken again. */
 export const contents = () =>
@@ -155,13 +193,19 @@ async function round() {
   }
   changed();
   if (!entries.length) return;
+  if (trouble?.code === "other_person") return; // until they are back: `flush`
   if (trouble) timer = setTimeout(flush, WAITS_MS[Math.min(failures, WAITS_MS.length) - 1]);
   else flush();
 }
 
-/** The oldest entries of one kind. Another tab of the same person may have settled some meanwhile. */
+/** The oldest entries of one kind; after failures one at a time, another one each time. */
 function next() {
-  if (durable) entries = entries.filter((entry) => localStorage.getItem(entry.key) !== null);
+  keepAll();
+  if (failures >= CAREFUL) {
+    const one = entries[failures % entries.length];
+    // Nothing can be taken back before it was said.
+    return [entries.find((entry) => entry.kind === "answer" && entry.id === one?.id) ?? one].filter(Boolean);
+  }
   const kind = entries[0]?.kind;
   const end = entries.findIndex((entry) => entry.kind !== kind);
   return entries.slice(0, end < 0 ? MOST : Math.min(end, MOST));
@@ -171,28 +215,82 @@ async function deliver(batch) {
   try {
     await request(batch);
   } catch (error) {
-    // 401 and 403 pass when somebody signs in again; anything else below 500 stays wrong however often it is sent.
-    if (error.passing || error.status === 401 || error.status === 403) throw error;
-    if (batch.length > 1) {
+    // A batch that is too large, or of which one entry is malformed, passes in parts.
+    if (batch.length > 1 && (error.final || error.status === 413)) {
       for (const entry of batch) await deliver([entry]);
       return;
     }
-    drop(batch);
-    told(batch, [{ answer_id: batch[0].id, status: "refused", message: error.message, by: null }]);
+    // All else passes: signing in again, a server that is mended. It is kept and sent again, however long that takes.
+    if (!error.final) throw error;
+    finish(batch, { results: [{ answer_id: batch[0].id, status: "refused", message: error.message, by: null }] });
   }
 }
 
 async function request(batch) {
-  if (batch[0].kind === "undo") {
-    const ids = batch.map((entry) => entry.id);
-    const answer = await send("api/undo", { answer_ids: ids });
-    drop(batch);
-    for (const callback of undone) callback(answer.results, answer.items ?? [], ids);
-    return;
-  }
-  const answer = await send("api/answers", { actions: batch.map((entry) => entry.action) });
+  const answer =
+    batch[0].kind === "undo"
+      ? await send("api/undo", { answer_ids: batch.map((entry) => entry.id) })
+      : await send("api/answers", { actions: batch.map((entry) => entry.action) });
+  // Somebody in between may answer 200 with something else.
+  if (!Array.isArray(answer.results)) throw new ApiError(502, "strange", "服务器的回答不完整，请稍后再试。");
+  finish(batch, answer);
+}
+
+/** The server has dealt with these: here, in other tabs, and in what lies in the store. */
+function finish(sent, answer) {
+  const batch = sent.filter((entry) => entries.includes(entry)); // another tab may have been told before us
+  if (!batch.length) return;
+  note(batch, answer.results);
+  tell(batch, answer);
+  settle(batch, answer);
+}
+
+function settle(batch, answer) {
   drop(batch);
-  told(batch, answer.results);
+  if (batch[0]?.kind === "undo") {
+    const ids = batch.map((entry) => entry.id);
+    for (const callback of undone) callback(answer.results, answer.items ?? [], ids);
+  } else told(batch, answer.results);
+}
+
+/** Remembers refusals of these entries; one that was answered after all needs no further word. */
+function note(batch, all) {
+  const known = new Map(batch.map((entry) => [entry.id, entry]));
+  const mine = all.filter((result) => known.has(result.answer_id));
+  const good = new Set(mine.filter((one) => one.status === "saved" || one.status === "held").map((one) => one.content));
+  const old = refused.filter((one) => good.has(one.content));
+  forget(old);
+  refused = refused.filter((one) => !old.includes(one));
+  for (const result of mine.filter((one) => one.status === "refused")) {
+    order += 1;
+    const { kind, action } = known.get(result.answer_id);
+    const content = action?.content ?? (result.content || null);
+    const one = { id: result.answer_id, kind, content, message: result.message, at: Date.now(), order };
+    one.key = `${refusals}${kind}.${one.id}`;
+    keep(one);
+    refused.push(one);
+  }
+  forget(refused.slice(0, -MOST_REFUSED));
+  refused = refused.slice(-MOST_REFUSED);
+}
+
+/** Tells this person's other tabs that these entries are settled; answer null: forgotten, unsent. */
+function tell(batch, answer) {
+  if (batch.length) tabs?.postMessage({ refusals, keys: batch.map((entry) => entry.key), answer });
+}
+
+function heard({ data }) {
+  if (data.refusals !== refusals || refusals === null) return;
+  refused = stored(refusals, (one) => typeof one.message === "string");
+  const theirs = entries.filter((entry) => data.keys?.includes(entry.key));
+  if (data.answer && theirs.length) settle(theirs, data.answer);
+  else if (theirs.length) {
+    const late = theirs.filter((entry) => entry.sent && entry.kind === "answer");
+    drop(theirs);
+    for (const entry of late) add("undo", entry.id, {}); // on its way already, from here: taken back after it
+  }
+  changed();
+  flush();
 }
 
 function told(batch, all) {
@@ -205,6 +303,7 @@ function told(batch, all) {
   }
 }
 
+tabs?.addEventListener("message", heard);
 addEventListener("online", () => flush());
 document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && flush());
 addEventListener("beforeunload", (event) => {

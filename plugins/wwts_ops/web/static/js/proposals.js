@@ -5,7 +5,7 @@ import { get, send } from "./api.js";
 import { moment } from "./format.js";
 import * as labels from "./labels.js";
 import { LabelPicker } from "./picker.js";
-import { Thumbnail, Waiting, useGot } from "./records.js";
+import { Thumbnail, Waiting, useGot } from "./records_parts.js";
 
 const STATES = { accepted: "已采纳", merged: "已合并", refused: "未采纳" };
 

@@ -1,5 +1,6 @@
 // Dialogs that ask for one thing more: why a picture is bad, what is wrong, whether a shared picture is meant.
 import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
+import { synonyms } from "./format.js";
 import { Dialog } from "./ui.js";
 
 const Option = ({ key_, name, note, onClick, testid }) => html`<button type="button" class="option" data-testid=${testid}
@@ -51,10 +52,13 @@ function Propose({ me, look, text }) {
   useEffect(() => first.current?.focus(), []);
   const field = (name) => ({ value: wanted[name], onInput: (event) => setWanted({ ...wanted, [name]: event.target.value }) });
   const ready = wanted.label_zh.trim() !== "" && wanted.category_path.trim() !== "";
-  const trimmed = () => Object.fromEntries(Object.entries(wanted).map(([name, value]) => [name, value.trim()]));
+  const trimmed = () => ({
+    ...Object.fromEntries(Object.entries(wanted).map(([name, value]) => [name, value.trim()])),
+    synonyms_zh: synonyms(wanted.synonyms_zh),
+  });
   const submit = (event) => {
     event.preventDefault();
-    if (ready) look.answer({ kind: "wrong_unknown", proposal: trimmed() });
+    if (ready) look.answer({ kind: "wrong_unknown", later: true, proposal: trimmed() });
   };
   return html`<${Dialog} title="提议新标签" onClose=${look.shut} testid="propose-sheet">
     <form class="form" onSubmit=${submit}>
@@ -63,7 +67,7 @@ function Propose({ me, look, text }) {
       <datalist id="propose-categories">${me.kept_categories.map((path) => html`<option key=${path} value=${path} />`)}</datalist>
       <label>同义词<input type="text" maxlength="200" placeholder="可不填，用顿号分开" ...${field("synonyms_zh")} /></label>
       <label>英文名<input type="text" maxlength="120" placeholder="可不填" ...${field("label_en")} /></label>
-      <p class="soft">管理员采纳后，这张图片会自动改成新标签；在那之前记为“都不对”。</p>
+      <p class="soft">管理员采纳后，这张图片会自动改成新标签；在那之前记为“都不对”，排在队列最前面。</p>
       <div class="row end"><button type="button" class="other" onClick=${look.shut}>返回</button><button type="submit" class="main" disabled=${!ready} data-testid="propose-submit">提交提议</button></div>
     </form>
   <//>`;

@@ -2,10 +2,11 @@
 import { get, send } from "./api.js";
 import * as outbox from "./outbox.js";
 import { prefetch } from "./picture.js";
+import { onReturn, within } from "./presence.js";
 
 const AHEAD = 10; // items held besides the shown one; their pictures are fetched and decoded
 const REFILL_BELOW = 7;
-const MOST_HELD = 200; // the server takes no more
+export const MOST_HELD = 1000; // the server takes no more
 const LOOK_AGAIN_MS = 20_000;
 
 /** Items with what belongs to them. `changed()` is called after every change; read `items`, `phase`, `error` then. */
@@ -48,11 +49,14 @@ export class Queue extends Shelf {
   constructor(filters, { lease_seconds: leaseSeconds }, changed) {
     super(filters, changed);
     this.answered = new Set();
-    this.renewing = setInterval(() => this.renew(), Math.max(20_000, (leaseSeconds * 1000) / 3));
+    const lease = leaseSeconds * 1000;
+    // Nobody looks at what stands in a tab that was left: others may have it. Who comes back keeps what is still theirs.
+    this.renewing = setInterval(() => within(lease) && this.renew(), Math.max(20_000, lease / 3));
+    this.unreturn = onReturn(lease, () => this.renew());
     this.asking = setInterval(() => this.phase === "others" && this.refill(), LOOK_AGAIN_MS);
     // Counted with answers still on their way, "left" may have been too high.
     this.unlisten = outbox.onChange(() => this.phase === "others" && outbox.state().pending === 0 && this.refill());
-    this.leaving = () => this.release([...this.contents(), ...this.skipped]);
+    this.leaving = () => this.release([...this.contents(), ...this.skipped.slice(-1)]); // the others were given back
     addEventListener("pagehide", this.leaving);
     addEventListener("online", (this.back = () => this.refill()));
     addEventListener("pageshow", (this.shownAgain = (event) => event.persisted && this.renew()));
@@ -65,6 +69,7 @@ export class Queue extends Shelf {
     clearInterval(this.asking);
     clearTimeout(this.retry);
     this.unlisten();
+    this.unreturn();
     removeEventListener("pagehide", this.leaving);
     removeEventListener("online", this.back);
     removeEventListener("pageshow", this.shownAgain);
@@ -84,7 +89,7 @@ export class Queue extends Shelf {
     this.taking = true;
     clearTimeout(this.retry);
     try {
-      const held = [...this.contents(), ...outbox.contents(), ...this.skipped].slice(0, MOST_HELD);
+      const held = [...this.contents(), ...outbox.contents(), ...[...this.skipped].reverse()].slice(0, MOST_HELD);
       const told = await send("api/take", { filters: this.filters, count: AHEAD + 1 - this.items.length, held });
       if (this.closed) return this.release(told.items.map((item) => item.content));
       this.take(told);

@@ -5,7 +5,7 @@ import { send } from "./api.js";
 import { asLocal, fromLocal, number } from "./format.js";
 import * as outbox from "./outbox.js";
 import { LabelPicker } from "./picker.js";
-import { Thumbnail, useGot } from "./records.js";
+import { Thumbnail, useGot } from "./records_parts.js";
 
 function Preview({ preview, person, onApply, busy }) {
   const [typed, setTyped] = useState("");
@@ -67,7 +67,7 @@ export function Bulk({ app }) {
     return ask("api/bulk/preview", wanted, (told) => setPreview({ ...told, selection: wanted }));
   };
   const apply = () =>
-    ask("api/bulk/take-back", { ...preview.selection, upto: preview.upto }, (told) => {
+    ask("api/bulk/take-back", { ...preview.selection, upto: preview.upto, at: preview.at, count: preview.count }, (told) => {
       setPreview(null);
       app.toast(`撤回了 ${preview.selection.person} 的 ${number(told.count)} 条答案，图片已重新排队。`);
       outbox.flush();

@@ -3,7 +3,7 @@
 import { html, useEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
 import { address, byPath, leaf, levels, number } from "./format.js";
 import * as labels from "./labels.js";
-import { Waiting, useGot } from "./records.js";
+import { Waiting, useGot } from "./records_parts.js";
 import { History, Import } from "./taxonomy_files.js";
 import { CategoryForm, LabelForm, Review } from "./taxonomy_forms.js";
 
@@ -78,7 +78,7 @@ function Tree({ tree, chosen, whole, onChoose }) {
 }
 
 function Badges({ label, name }) {
-  return html`${!label.enabled && html`<span class="badge">停用</span> `}${label.forced_review && html`<span class="badge is-forced">强制审核</span> `}${label.maps_to && html`<span class="badge is-map">→ ${name(label.maps_to)}</span>`}`;
+  return html`${!label.enabled && html`<span class="badge">停用</span> `}${(label.forced_review || label.forced_by) && html`<span class="badge is-forced">强制审核</span> `}${label.maps_to && html`<span class="badge is-map">→ ${name(label.maps_to)}</span>`}`;
 }
 
 function Table({ found, chosen, name, onOpen }) {

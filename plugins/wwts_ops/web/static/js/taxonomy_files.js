@@ -3,7 +3,7 @@
 import { html, useState } from "../vendor/htm-preact.js";
 import { get, send } from "./api.js";
 import { moment, number } from "./format.js";
-import { Waiting, useGot } from "./records.js";
+import { Waiting, useGot } from "./records_parts.js";
 import { countsText } from "./taxonomy_changes.js";
 import { Diff } from "./taxonomy_forms.js";
 

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { send } from "./api.js";
-import { leaf, levels, number } from "./format.js";
+import { leaf, levels, number, synonyms } from "./format.js";
 import { LabelPicker } from "./picker.js";
 import { changesOf, fieldName, forceCategory, merge, moveCategory, shownValue } from "./taxonomy_changes.js";
 import { Dialog } from "./ui.js";
@@ -85,12 +85,6 @@ const trimmed = (path) =>
   )
     .filter(Boolean)
     .join(" > ");
-const synonyms = (text) =>
-  text
-    .split(/[|、，,；;\n]/)
-    .map((one) => one.trim())
-    .filter(Boolean)
-    .join("|");
 
 export function LabelForm({ label, category, tree, name, admin, onReview }) {
   const before = label && { ...EMPTY, ...label, maps_to: label.maps_to ?? "" };

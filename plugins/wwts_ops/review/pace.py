@@ -1,4 +1,4 @@
-"""How far today's work has come, cheap enough to be asked after every answer; counted as ``review.figures`` counts."""
+"""How far today's work has come, cheap enough to be asked after every answer; counted as ``figures`` counts."""
 
 from __future__ import annotations
 

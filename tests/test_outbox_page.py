@@ -1,0 +1,349 @@
+"""What people said and the server has not taken yet: in a real browser, kept until it is, and under their own name."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import sqlalchemy as sa
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+from review_shop import REVIEWERS, ReviewShop
+from served_pages import COOKIE, Served, serving
+
+import wwts_ops
+from wwts_ops import database
+from wwts_ops.database import corrections, label_proposals, review_items
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LI, ZHANG, ANNA = REVIEWERS
+JS = Path(wwts_ops.__file__).parent / "web" / "static" / "js"
+ANSWERS = "**/api/answers"
+#: As long as the page believes that a lease lasts; the server's is longer.
+LEASE_S = 300
+NEXT = """(before) => {
+    const photo = document.querySelector('[data-testid=photo]');
+    const asked = document.querySelector('[data-testid=shared-sheet]');
+    return asked || (photo && photo.dataset.content !== before);
+}"""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The shop, its page, and a browser."""
+
+    shop: ReviewShop
+    served: Served
+    browser: Browser
+
+    def said(self, content: str) -> list[tuple[str, str]]:
+        """Who said what of it."""
+        asked = sa.select(corrections.c.answered_by, corrections.c.kind).where(corrections.c.content_sha256 == content)
+        with database.reading(self.shop.settings) as connection:
+            return [(by, kind) for by, kind in connection.execute(asked)]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; `apt-get install chromium` to use the page in a browser")
+    folder = tmp_path_factory.mktemp("outbox")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AIRFLOW", "WWTS_", "MLFLOW_"))]:
+            patch.delenv(name)
+        shop = ReviewShop.made(folder / "shop", 300, second_looks=0.0, lease_minutes=LEASE_S // 60)
+        folder.joinpath("airflow").mkdir()
+        users = dict.fromkeys(REVIEWERS, "viewer")
+        with serving(shop.settings, folder / "airflow", users) as served, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM)
+            yield Scene(shop, served, browser)
+            browser.close()
+
+
+Enters = Callable[..., Page]
+
+
+@pytest.fixture
+def enter(scene: Scene) -> Iterator[Enters]:
+    """Somebody opens the page, in a browser of their own or in another tab of one that is open."""
+    contexts: list[BrowserContext] = []
+
+    def come(name: str, context: BrowserContext | None = None) -> Page:
+        if context is None:
+            context = scene.browser.new_context(locale="zh-CN")
+            contexts.append(context)
+            sign_in(scene, context, name)
+        page = context.new_page()
+        page.goto(scene.served.pages)
+        page.wait_for_selector("[data-testid=photo]")
+        return page
+
+    yield come
+    for context in contexts:
+        context.close()
+    with database.transaction(scene.shop.settings) as connection:
+        connection.execute(sa.update(review_items).values(leased_by=None, leased_until=None))
+
+
+def sign_in(scene: Scene, context: BrowserContext, name: str) -> None:
+    context.add_cookies([{"name": COOKIE, "value": scene.served.token(name), "url": scene.served.url}])
+
+
+def shown(page: Page) -> str:
+    """The content of the picture that is looked at."""
+    return str(page.locator("[data-testid=photo]").get_attribute("data-content"))
+
+
+def confirm(page: Page) -> str:
+    """Confirms what is shown, once the next picture is there; which content that was."""
+    content = shown(page)
+    page.keyboard.press("Enter")
+    page.wait_for_function(NEXT, arg=content)
+    if page.locator("[data-testid=shared-sheet]").count():
+        page.keyboard.press("2")  # no placeholder picture
+        page.wait_for_function(NEXT, arg=content)
+    return content
+
+
+def pending(page: Page, count: int) -> None:
+    expect(page.locator("[data-testid=pending]")).to_have_attribute("data-pending", str(count), timeout=60_000)
+
+
+def answering(status: int, body: dict[str, Any]) -> Callable[[Route], None]:
+    """A server, or what stands before it, that says this to whatever is saved."""
+    return lambda route: route.fulfill(status=status, content_type="application/json", body=json.dumps(body))
+
+
+# ------------------------------------------------------------------ kept until it is taken
+
+
+BROKEN = {
+    "Airflow without our plugin": (404, {"detail": "Not Found"}),
+    "a proxy": (405, {}),
+    "something it cannot do now": (400, {"error": {"code": "refused", "message": "还没有标签体系。"}}),
+    "somebody else's yes": (200, {"ok": True}),
+}
+
+
+@pytest.mark.parametrize("trouble", BROKEN)
+def test_a_server_that_is_broken_for_a_while_costs_no_answer(scene: Scene, enter: Enters, trouble: str) -> None:
+    page = enter(LI)
+    page.context.route(ANSWERS, answering(*BROKEN[trouble]))
+    content = confirm(page)
+    expect(page.locator("[data-testid=banner]")).to_be_visible()
+    pending(page, 1)
+    page.reload()
+    expect(page.locator("[data-testid=banner]")).to_be_visible()
+    pending(page, 1)
+    page.context.unroute(ANSWERS)
+    pending(page, 0)
+    assert scene.said(content) == [(LI, "confirm")]
+
+
+def test_one_that_never_passes_holds_up_no_other(scene: Scene, enter: Enters) -> None:
+    page = enter(LI)
+    page.clock.install()
+    page.context.route(ANSWERS, answering(500, {}))
+    first, second = confirm(page), confirm(page)
+
+    def only_others(route: Route) -> None:
+        if first in (route.request.post_data or ""):
+            answering(500, {})(route)
+        else:
+            route.continue_()
+
+    page.context.unroute(ANSWERS)
+    page.context.route(ANSWERS, only_others)
+    for _ in range(6):
+        page.clock.run_for(30_000)
+        page.wait_for_timeout(100)
+    pending(page, 1)
+    assert (scene.said(first), scene.said(second)) == ([], [(LI, "confirm")])
+    page.context.unroute(ANSWERS)
+
+
+def refusal(route: Route) -> None:
+    """The server takes everything but this."""
+    [action] = json.loads(route.request.post_data or "")["actions"]
+    result = {"answer_id": action["answer_id"], "content": action["content"], "status": "refused"}
+    answering(200, {"results": [{**result, "message": "这个标签已经停用。", "by": None}]})(route)
+
+
+def test_what_is_refused_stays_to_be_read_after_a_reload_and_in_other_tabs(scene: Scene, enter: Enters) -> None:
+    page = enter(LI)
+    other = enter(LI, page.context)
+    page.context.route(ANSWERS, refusal)
+    content = confirm(page)
+    for one in (page, other):
+        expect(one.locator("[data-testid=refused]")).to_contain_text("这个标签已经停用。")
+    page.context.unroute(ANSWERS)
+    page.reload()
+    page.locator("[data-testid=refused] summary").click()
+    expect(page.locator("[data-testid=refused-dismiss]")).to_be_visible()
+    page.locator("[data-testid=refused-dismiss]").click()
+    for one in (page, other):
+        expect(one.locator("[data-testid=refused]")).to_have_count(0)
+    assert scene.said(content) == []
+
+
+def test_what_was_cleared_away_while_it_waited_is_sent_all_the_same(scene: Scene, enter: Enters) -> None:
+    page = enter(LI)
+    page.context.route(ANSWERS, lambda route: route.abort())
+    content = confirm(page)
+    expect(page.locator("[data-testid=banner]")).to_be_visible()
+    page.evaluate("localStorage.clear()")
+    page.context.unroute(ANSWERS)
+    pending(page, 0)
+    assert scene.said(content) == [(LI, "confirm")]
+
+
+def test_what_one_tab_took_back_unsent_another_does_not_send(scene: Scene, enter: Enters) -> None:
+    page = enter(LI)
+    page.context.route(ANSWERS, lambda route: route.abort())
+    page.keyboard.press("s")
+    content = confirm(page)
+    other = enter(LI, page.context)
+    pending(other, 1)
+    page.reload()  # what is known here now lies in the store, as for the other
+    pending(page, 1)
+    ids = "JSON.parse(localStorage[Object.keys(localStorage).find((name) => name.startsWith('wwts.outbox.'))]).id"
+    page.evaluate(f"import('./static/js/outbox.js').then((outbox) => outbox.undo([{ids}]))")
+    for one in (page, other):
+        pending(one, 0)
+    page.context.unroute(ANSWERS)
+    assert scene.said(content) == []
+
+
+# ------------------------------------------------------------------ under one's own name
+
+
+def test_a_name_that_begins_as_another_does_not_send_what_that_one_said(enter: Enters) -> None:
+    page = enter(ANNA)
+    page.context.route(ANSWERS, lambda route: route.abort())
+    found = page.evaluate(
+        """async () => {
+            const counts = {};
+            for (const [user, answers] of [['li.wei', 1], ['li', 0], ['li.', 0], ['li%', 0], ['li.wei', 0]]) {
+                const outbox = await import(`./static/js/outbox.js?${Math.random()}`);
+                outbox.open(user);
+                if (answers) outbox.submit([{ answer_id: 'an-answer-of-li-wei', content: '0', kind: 'confirm' }]);
+                counts[user] = outbox.state().pending;
+            }
+            return counts;
+        }"""
+    )
+    assert found == {"li.wei": 1, "li": 0, "li.": 0, "li%": 0}
+
+
+def test_answers_wait_for_who_gave_them_when_somebody_else_has_signed_in(scene: Scene, enter: Enters) -> None:
+    page = enter(LI)
+    page.context.route(ANSWERS, lambda route: route.abort())
+    content = confirm(page)
+    sign_in(scene, page.context, ZHANG)
+    page.context.unroute(ANSWERS)
+    veil = page.locator("[data-testid=other-person]")
+    expect(veil).to_contain_text(f"现在登录的是{ZHANG}；{LI}还有 1 条未保存", timeout=60_000)
+    page.keyboard.press("Enter")  # whoever sits there now says nothing in the other's name
+    pending(page, 1)
+    assert scene.said(content) == []
+    theirs = enter(ZHANG, page.context)
+    pending(theirs, 0)
+    theirs.close()
+    sign_in(scene, page.context, LI)
+    expect(veil).to_have_count(0, timeout=60_000)
+    pending(page, 0)
+    assert scene.said(content) == [(LI, "confirm")]
+
+
+def test_the_server_refuses_what_a_page_says_in_another_name(scene: Scene) -> None:
+    with scene.served.browser(ZHANG) as browser:
+        asked = {"contents": []}
+        answer = browser.post("api/release", json=asked, headers={"X-Wwts-User": quote(LI)})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "other_person")
+        assert ZHANG in answer.json()["error"]["message"]
+        assert browser.post("api/release", json=asked, headers={"X-Wwts-User": quote(ZHANG)}).status_code == 200
+        assert browser.get("api/me", headers={"X-Wwts-User": quote(LI)}).status_code == 200
+
+
+# ------------------------------------------------------------------ leases, and what is held
+
+
+def test_leases_are_kept_only_while_somebody_is_there(scene: Scene, enter: Enters) -> None:
+    context = scene.browser.new_context(locale="zh-CN")
+    sign_in(scene, context, ANNA)
+    page = context.new_page()
+    page.clock.install()
+    page.goto(scene.served.pages)
+    page.wait_for_selector("[data-testid=photo]")
+    renewed: list[str] = []
+    page.on("request", lambda request: "api/renew" in request.url and renewed.append(request.url))
+
+    def minutes(count: int) -> int:
+        """How often leases were renewed while nobody moved."""
+        renewed.clear()
+        page.clock.run_for(count * 60_000)
+        page.wait_for_timeout(200)
+        return len(renewed)
+
+    page.mouse.move(50, 50)
+    assert minutes(4) >= 1
+    minutes(3)
+    assert minutes(10) == 0
+    with page.expect_request("**/api/renew"):
+        page.mouse.move(80, 80)  # back: what nobody took meanwhile is kept
+    context.close()
+
+
+def test_all_that_was_skipped_is_named(enter: Enters) -> None:
+    page = enter(ANNA)
+    page.context.route("**/api/take", answering(200, {"items": [], "left": 0}))
+    skipped = [f"{number:064x}" for number in range(600)]
+    with page.expect_request(lambda request: "/api/take" in request.url and skipped[0] in (request.post_data or "")):
+        page.evaluate(
+            """async (skipped) => {
+                const { Queue } = await import('./static/js/queue.js');
+                const queue = new Queue({}, { lease_seconds: 300 }, () => {});
+                await new Promise((resolve) => setTimeout(resolve, 200));
+                queue.skipped = skipped;
+                queue.refill();
+            }""",
+            skipped,
+        )
+
+
+# ------------------------------------------------------------------ small things
+
+
+def test_a_proposal_goes_with_its_synonyms_apart_and_its_picture_first(scene: Scene, enter: Enters) -> None:
+    page = enter(ANNA)
+    content = shown(page)
+    page.keyboard.press("0")
+    page.locator("[data-testid=none-propose]").click()
+    page.locator("[data-testid=propose-name]").fill("无花果")
+    page.locator("[data-testid=propose-category]").fill("食品 > 水果")
+    page.get_by_label("同义词").fill("奶浆果、树地瓜，文仙果")
+    page.locator("[data-testid=propose-submit]").click()
+    page.wait_for_selector("[data-testid=propose-sheet]", state="detached")
+    pending(page, 0)
+    with database.reading(scene.shop.settings) as connection:
+        asked = sa.select(label_proposals.c.synonyms_zh).where(label_proposals.c.content_sha256 == content)
+        assert connection.execute(asked).scalar_one() == "奶浆果|树地瓜|文仙果"
+        state = sa.select(review_items.c.state).where(review_items.c.content_sha256 == content)
+        assert connection.execute(state).scalar_one() == "later"
+
+
+def test_no_module_of_the_page_imports_itself_by_way_of_others() -> None:
+    pattern = re.compile(r"""^(?:import|export)[^;]*?from\s+["']\./([^"']+)["']""", re.MULTILINE | re.DOTALL)
+    imports = {path.name: set(pattern.findall(path.read_text(encoding="utf-8"))) for path in JS.glob("*.js")}
+    while leaves := {name for name, needed in imports.items() if not needed & imports.keys()}:
+        imports = {name: needed for name, needed in imports.items() if name not in leaves}
+    assert sorted(imports) == []
