@@ -14,14 +14,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from move_shop import postgresql
-from review_table import ANNA, BEER, LI, NAMES, OFF, WINE, ZHANG, Table, act, content, sibling
+from review_table import ANNA, BEER, LI, NAMES, OFF, WINE, ZHANG, Table, accepted, act, content, sibling
 
 from wwts_ops import corrections as answers_module
 from wwts_ops import database
@@ -33,6 +33,14 @@ from wwts_ops.review import answering
 from wwts_ops.review.answering import Action, Proposal
 from wwts_ops.settings import Settings
 from wwts_ops.taxonomy import Label, Taxonomy
+
+
+def imported(of: str, label: str, now: datetime) -> Answer:
+    return Answer(
+        answer_id="import-1", answered_at=now, answered_by="老王", content_sha256=of,
+        kind="correct", labels=(label,), source="import", shown_because="import",
+    )  # fmt: skip
+
 
 CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -334,11 +342,7 @@ class TestTwoPeople:
         assert answered_at is None
         with database.reading(table.settings) as connection:
             now = database.now(connection)
-        imported = Answer(
-            answer_id="import-1", answered_at=now, answered_by="老王", content_sha256=one,
-            kind="correct", labels=(BEER,), source="import", shown_because="import",
-        )  # fmt: skip
-        answers_module.record(table.settings, [imported])
+        answers_module.record(table.settings, [imported(one, BEER, now)])
         (late,) = table.say(LI, act(one))
         assert (late.status, late.by) == ("conflict", "老王")
 
@@ -484,9 +488,9 @@ class TestUndo:
         again = act(one, "wrong_unknown", revision=None, proposal=Proposal("气泡酒"))
         table.say(LI, again)
         accepted(table, again.answer_id)
-        answers_module.record(table.settings, [imported(table, one)])
+        answers_module.record(table.settings, [imported(one, WINE, datetime.now(UTC))])
         table.undo(LI, again)
-        assert (table.answers(), table.state(one)) == ([("老王", "confirm", (WINE,))], "done")
+        assert (table.answers(), table.state(one)) == ([("老王", "correct", (WINE,))], "done")
 
     def test_twice_does_no_more_than_once(self, table: Table) -> None:
         action = act(table.put("一"))

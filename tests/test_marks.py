@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from wwts_ops.badcases import marks
 from wwts_ops.badcases.marks import Adopted
 from wwts_ops.badcases.snapshots import BadCase
 from wwts_ops.corrections import Answer
-from wwts_ops.database import review_items, review_marks
+from wwts_ops.database import review_items, review_marks, review_opinions
 from wwts_ops.errors import UnavailableError
+from wwts_ops.review import answering
+from wwts_ops.review.answering import Action
 
 LI, ZHANG = "小李", "小张"
 
@@ -102,6 +105,7 @@ def marked(shop: ReviewShop) -> Marked:
     """The shop without marks, answers and cases."""
     with database.transaction(shop.settings) as connection:
         connection.execute(sa.delete(review_marks))
+        connection.execute(sa.delete(review_opinions))
         answered = connection.execute(sa.text("select number, content_sha256 from corrections where kind <> 'retract'"))
         retracted = set(connection.execute(sa.text("select retracts from corrections")).scalars())
         standing = [row for row in answered if row.number not in retracted]
@@ -205,6 +209,69 @@ def test_what_a_second_person_must_confirm_waits(marked: Marked) -> None:
     marked.only_mark("held", 8, "shop:f1", LI)
     assert marked.adopt() == Adopted()
     assert marked.outcomes() == {"held": None}
+
+
+class TestSecondLooks:
+    """What two people looked at; one answer at most is in force, and both may want a bad case."""
+
+    def look(self, marked: Marked, number: int, by: str, **more: Any) -> str:
+        content = marked.items[number]["content_sha256"]
+        action = Action(uuid.uuid4().hex, content, None, "correct", ("shop:f1",), **more)
+        (result,) = answering.answer(marked.shop.settings, marked.shop.names, by, [action])
+        assert result.status in ("saved", "held"), result
+        return action.answer_id
+
+    def item(self, marked: Marked, number: int, **values: Any) -> None:
+        with database.transaction(marked.shop.settings) as connection:
+            this = review_items.c.content_sha256 == marked.items[number]["content_sha256"]
+            connection.execute(sa.update(review_items).where(this).values(state="open", **values))
+
+    def test_who_agrees_blind(self, marked: Marked) -> None:
+        self.item(marked, 11, needed=1, blind=True)
+        self.look(marked, 11, LI)
+        second = self.look(marked, 11, ZHANG, badcase=True, never_regress=True)
+        assert marked.adopt() == Adopted(added=1)
+        case = marked.case(11)
+        assert case is not None
+        assert (case.added_by, case.never_regress, case.accepted) == (ZHANG, True, ("shop:f1",))
+        # Who takes the look back takes the case back, though the first answer stands.
+        answering.undo(marked.shop.settings, ZHANG, [second])
+        assert marked.adopt() == Adopted(retired=1)
+        assert marked.case(11) is None
+
+    def test_who_a_third_agrees_with(self, marked: Marked) -> None:
+        self.item(marked, 12, needed=1, blind=True)
+        content = marked.items[12]["content_sha256"]
+        said = Action(uuid.uuid4().hex, content, None, "reject_image")
+        assert answering.answer(marked.shop.settings, marked.shop.names, LI, [said])[0].status == "saved"
+        self.look(marked, 12, ZHANG, badcase=True)
+        assert marked.outcomes() == {}
+        self.look(marked, 12, "anna")
+        assert marked.adopt() == Adopted(added=1)
+        case = marked.case(12)
+        assert case is not None
+        assert case.added_by == ZHANG
+
+    def test_the_first_of_two_that_must_agree(self, marked: Marked) -> None:
+        """The answer in force is the second one's; and it may be recorded anew."""
+        self.item(marked, 13, needed=2, blind=False)
+        self.look(marked, 13, LI, badcase=True)
+        second = self.look(marked, 13, ZHANG)
+        assert marked.adopt() == Adopted(added=1)
+        answering.undo(marked.shop.settings, ZHANG, [second])
+        assert marked.adopt() == Adopted(retired=1)
+        self.look(marked, 13, "anna")
+        assert marked.adopt() == Adopted(added=1)
+        assert marked.case(13) is not None
+        assert marked.adopt() == Adopted()
+
+    def test_who_agreed_and_was_overruled(self, marked: Marked) -> None:
+        self.item(marked, 14, needed=1, blind=True)
+        self.look(marked, 14, LI)
+        second = self.look(marked, 14, ZHANG, badcase=True)
+        marked.say(14, ("shop:f2",), by="老王")
+        assert marked.adopt() == Adopted(withdrawn=1)
+        assert marked.outcomes() == {second: "withdrawn"}
 
 
 def test_a_case_whose_answer_is_taken_back_later_is_retired(marked: Marked) -> None:

@@ -193,6 +193,23 @@ class TestAgreement:
         assert (seen.rate, seen.answered) == (0.75, 8)
         assert (seen.low, seen.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
 
+    def test_a_picture_counts_once(self, desk: Desk) -> None:
+        """Called wrong in the grid and then labelled it is one disagreement; two who agree are one agreement."""
+        at = NOW - timedelta(days=1)
+        desk.answer("ticked", at, kind="wrong_unknown")
+        desk.answer("ticked", at + timedelta(minutes=5), by="小张", kind="correct", labels=("t:桃",))
+        desk.answer("both", at, shown_because="forced_review")
+        desk.answer("both", at, by="小张", shown_because="forced_review")
+        desk.answer("rejected", at)
+        desk.answer("rejected", at, by="小张", kind="reject_image")
+        seen = desk.seen().agreement
+        assert (seen.rate, seen.answered) == (0.5, 2)
+
+    def test_the_audit_is_another_figure(self, lite: Desk) -> None:
+        lite.answer("hard", NOW - timedelta(days=1), kind="wrong_unknown")
+        lite.answer("sampled", NOW - timedelta(days=1), shown_because="audit", sampling_probability=0.02)
+        assert (lite.seen().agreement.rate, lite.seen().agreement.answered) == (0.0, 1)
+
     def test_people_who_looked_blind(self, desk: Desk) -> None:
         for number in range(4):
             desk.opinion(f"i{number}", NOW - timedelta(days=2), agrees=number > 0)
@@ -230,6 +247,47 @@ class TestAudit:
         self.audited(lite, "b", kind="retract", retracts=4)
         seen = lite.seen().audit
         assert (seen.rate, seen.answered) == (0.5, 2)
+
+    def test_an_answer_counts_wherever_it_came_from(self, desk: Desk) -> None:
+        """Else a sample that somebody answers by a file would be one of those that people found right."""
+        at = NOW - timedelta(hours=20)
+        desk.items("right", "imported", "overridden", "rejected", because="audit", state="done")
+        desk.items("open", because="audit")
+        desk.items("closed", because="audit", state="done")
+        desk.items("second", because="audit", state="second")
+        self.audited(desk, "right", at=at)
+        for name in ("overridden", "second"):
+            self.audited(desk, name, at=at)
+        elsewhere: dict[str, Any] = {"source": "import", "shown_because": "import", "sampling_probability": None}
+        for name in ("imported", "overridden"):
+            desk.answer(name, at, by="老王", kind="correct", labels=("t:桃",), labels_before=(), **elsewhere)
+        desk.answer("rejected", at, by="老王", kind="reject_image", **elsewhere)
+        desk.answer("open", at, by="旧标签", weak=True, **elsewhere)
+        seen = desk.seen().audit
+        assert (seen.rate, seen.answered, seen.asked) == (0.5, 4, 5)
+
+    def test_it_is_judged_by_the_tag_that_was_shown(self, lite: Desk) -> None:
+        """Not by what a file says was there before; a label that was merged since is the one that was shown."""
+        lite.items("file", "merged", because="audit", state="done")
+        at = NOW - timedelta(hours=20)
+        lite.answer("file", at, by="老王", labels=("t:桃",), labels_before=("t:桃",), source="import")
+        self.audited(lite, "merged", at=at, labels=("t:水果梨",))
+        seen = lite.seen().audit
+        assert (seen.rate, seen.answered) == (0.5, 2)
+
+    def test_nights_of_long_ago_do_not_count(self, lite: Desk) -> None:
+        lite.items("old", because="audit", state="done")
+        lite.items("old too", because="audit")
+        with database.transaction(lite.settings) as connection:
+            connection.execute(sa.update(review_items).values(date="2026-10-25"))
+        self.audited(lite, "old")
+        assert lite.seen().audit == NOTHING
+
+    def test_what_is_forgotten_is_judged_by_the_last_word_too(self, lite: Desk) -> None:
+        self.audited(lite, "gone")
+        lite.answer("gone", NOW, by="老王", kind="correct", labels=("t:桃",), source="import", shown_because="import")
+        seen = lite.seen().audit
+        assert (seen.rate, seen.answered) == (0.0, 1)
 
     def test_nothing_seen_is_no_figure(self, lite: Desk) -> None:
         assert lite.seen().audit == NOTHING

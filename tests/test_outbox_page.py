@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect, sync_playwright
 from review_shop import REVIEWERS, ReviewShop
 from served_pages import COOKIE, Served, serving
 
@@ -206,21 +206,31 @@ def test_what_was_cleared_away_while_it_waited_is_sent_all_the_same(scene: Scene
     assert scene.said(content) == [(LI, "confirm")]
 
 
-def test_what_one_tab_took_back_unsent_another_does_not_send(scene: Scene, enter: Enters) -> None:
+def test_what_one_tab_took_back_unsent_does_not_stand_because_another_sent_it(scene: Scene, enter: Enters) -> None:
     page = enter(LI)
-    page.context.route(ANSWERS, lambda route: route.abort())
-    page.keyboard.press("s")
-    content = confirm(page)
-    other = enter(LI, page.context)
-    pending(other, 1)
-    page.reload()  # what is known here now lies in the store, as for the other
+    waiting: list[Route] | None = []
+
+    def hold(route: Route) -> None:
+        if waiting is None:
+            return route.continue_()
+        return waiting.append(route)
+
+    page.context.route(ANSWERS, hold)
+    with page.expect_request(ANSWERS):
+        first = confirm(page)
+    second = confirm(page)
+    other = enter(LI, page.context)  # finds both, and sends both
+    pending(other, 2)
+    page.keyboard.press("u")
     pending(page, 1)
-    ids = "JSON.parse(localStorage[Object.keys(localStorage).find((name) => name.startsWith('wwts.outbox.'))]).id"
-    page.evaluate(f"import('./static/js/outbox.js').then((outbox) => outbox.undo([{ids}]))")
+    pending(other, 2)  # one to say, one to take back
+    held, waiting = waiting, None
+    for route in held:
+        route.continue_()
     for one in (page, other):
         pending(one, 0)
-    page.context.unroute(ANSWERS)
-    assert scene.said(content) == []
+    assert scene.said(first) == [(LI, "confirm")]
+    assert [kind for _, kind in scene.said(second)] == ["confirm", "retract"]
 
 
 # ------------------------------------------------------------------ under one's own name
@@ -285,7 +295,11 @@ def test_leases_are_kept_only_while_somebody_is_there(scene: Scene, enter: Enter
     page.goto(scene.served.pages)
     page.wait_for_selector("[data-testid=photo]")
     renewed: list[str] = []
-    page.on("request", lambda request: "api/renew" in request.url and renewed.append(request.url))
+
+    def note(request: Request) -> None:
+        renewed.extend([request.url] if "api/renew" in request.url else [])
+
+    page.on("request", note)
 
     def minutes(count: int) -> int:
         """How often leases were renewed while nobody moved."""

@@ -315,7 +315,12 @@ def test_who_only_looks_sees_the_same_and_holds_nothing(scene: Scene, browse: Br
     assert taken[0] in shown
     assert {item["label_id"] for item in shown} == {label}
     scene.change(taken[2]["content"], state="second", blind=True)
-    assert guest.get("api/peek", params={"decisions": "review", "states": "second"}).json()["items"] == taken[2:]
+    # Nobody but an admin can ask for what waits for a second look.
+    wanted = {"decisions": "review", "states": "second"}
+    assert len(guest.get("api/peek", params=wanted).json()["items"]) > 1
+    assert summary(guest, "?decisions=review&states=second") == summary(guest, "?decisions=review")
+    told = browse(ADMIN).get("api/peek", params=wanted).json()["items"]
+    assert [one["content"] for one in told] == [taken[2]["content"]]
     scene.change(taken[2]["content"], state="open", blind=False)
     assert guest.post("api/take", json={"count": 1}).status_code == 403
     assert guest.post("api/grid", json={"label_id": label}).status_code == 403
@@ -355,7 +360,10 @@ def test_a_blind_second_look_is_not_known_to_be_one(scene: Scene, browse: Browse
     scene.change(item["content"], blind=True)
     assert say(li, action(item))[0]["status"] == "saved"
     seen = zhang.get(f"api/items/{item['content']}").json()
-    assert (seen["item"]["state"], seen["opinions"]) == ("open", None)
+    assert (seen["item"], seen["opinions"]) == (item, None)
+    rows = {user: browse(user).get("api/history?everybody=true").json()["answers"] for user in (LI, ZHANG, ADMIN)}
+    knows = {user: item["content"] in {one["content"] for one in told} for user, told in rows.items()}
+    assert knows == {LI: True, ZHANG: False, ADMIN: True}
     assert say(zhang, action(seen["item"], "correct", labels=["shop:h1"]))[0]["status"] == "held"
     told = browse(ANNA).get(f"api/items/{item['content']}").json()
     assert [one["by"] for one in told["opinions"]] == [LI, ZHANG]
@@ -420,8 +428,16 @@ def test_one_bad_morning_is_taken_back_by_an_admin_and_written_down(scene: Scene
     assert sum(label["count"] for label in found["labels"]) == 3
     assert {label["label_zh"] for label in found["labels"]} == {item["label_zh"] for item in done}
     assert set(found["samples"]) == {item["content"] for item in done}
-    assert admin.post("api/bulk/take-back", json=chosen).json()["error"]["code"] == "no_preview"
-    taken = admin.post("api/bulk/take-back", json={**chosen, "upto": found["upto"]})
+    seen = {name: found[name] for name in ("upto", "at", "count")}
+    for missing in seen:
+        given = {**chosen, **{name: value for name, value in seen.items() if name != missing}}
+        assert admin.post("api/bulk/take-back", json=given).json()["error"]["code"] == "no_preview"
+    huge = admin.post("api/bulk/take-back", json={**chosen, **seen, "upto": 10**30})
+    assert (huge.status_code, huge.json()["error"]["code"]) == (400, "bad_body")
+    changed = admin.post("api/bulk/take-back", json={**chosen, **seen, "count": 2})
+    assert (changed.status_code, changed.json()["error"]["code"]) == (409, "changed")
+    assert "请重新预览" in changed.json()["error"]["message"]
+    taken = admin.post("api/bulk/take-back", json={**chosen, **seen})
     assert taken.json() == {"count": 3}
     assert {one["content"] for one in done} <= {one["content"] for one in take(browse(LI), 20)}
     event = browse(VIEWER).get("api/events?count=1").json()["events"][0]

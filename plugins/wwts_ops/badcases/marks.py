@@ -134,6 +134,7 @@ def _waiting() -> sa.Select[Any]:
             force.c.labels.label("said"),
             _gone().label("gone"),
         )
+        .select_from(review_marks)
         .outerjoin(force, force.c.number == latest.scalar_subquery())
         .outerjoin(review_items, review_items.c.content_sha256 == review_marks.c.content_sha256)
         .where(review_marks.c.done_at.is_(None))

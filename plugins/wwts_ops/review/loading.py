@@ -73,6 +73,8 @@ def load_part(store: Store, settings: Settings, key: str) -> int:
         if waiting is not None:
             changed += _load(settings, waiting, _date(key))
         waiting = table
+    if waiting is None and not database.exists(settings):
+        return 0  # nothing to look at should not make one
     return changed + _load(settings, waiting or REVIEW_ITEMS.empty_table(), _date(key), _run(key))
 
 
