@@ -275,13 +275,18 @@ class TestAudit:
         seen = lite.seen().audit
         assert (seen.rate, seen.answered) == (0.5, 2)
 
-    def test_nights_of_long_ago_do_not_count(self, lite: Desk) -> None:
-        lite.items("old", because="audit", state="done")
-        lite.items("old too", because="audit")
+    def test_what_was_found_and_answered_long_ago_does_not_count(self, lite: Desk) -> None:
+        """A file of this week may tell what somebody said last year."""
+        lite.items("old", "old, answered now", because="audit", state="done")
+        lite.items("old, waits", because="audit")
         with database.transaction(lite.settings) as connection:
             connection.execute(sa.update(review_items).values(date="2026-10-25"))
-        self.audited(lite, "old")
-        assert lite.seen().audit == NOTHING
+        lite.items("new, answered by an old file", because="audit", state="done")
+        self.audited(lite, "old", at=NOW - timedelta(days=29))
+        self.audited(lite, "old, answered now")
+        lite.answer("new, answered by an old file", NOW - timedelta(days=300), kind="correct", labels=("t:桃",))
+        seen = lite.seen().audit
+        assert (seen.rate, seen.answered, seen.asked) == (0.5, 2, 3)
 
     def test_what_is_forgotten_is_judged_by_the_last_word_too(self, lite: Desk) -> None:
         self.audited(lite, "gone")

@@ -98,7 +98,7 @@ class Figures:
         pace_of: the last day before today on which anybody worked, ISO.
         done_by: when all will be done at that pace; None when nothing waits or no pace is known.
         agreement: how often a person confirmed the tag that was shown, of pictures of the queue in the last 7 days.
-        audit: precision of the tags that go live unseen, estimated from the audit of the last 28 nights.
+        audit: precision of the tags that go live unseen, estimated from the audit of the last 28 days.
         people: how often two people who looked blind at the same picture said the same, in the last 28 days.
         by_person: who settled how much, the most first.
         night: how the last night went.
@@ -309,15 +309,17 @@ def _audit(connection: sa.Connection, since: datetime) -> Share:
     pictures that people call bad, which say nothing of their tag; those that nobody answered, which only ``asked``
     counts; and those that were published no more, or became sure, before anybody looked.
     """
-    rows = connection.execute(_sampled(since.date().isoformat())).all()
+    rows = connection.execute(_sampled(since)).all()
     known = connection.execute(_sampled_once(since)).all()
     answered = [row for row in (*rows, *known) if row.kind is not None]
     seen = [(_right(row), row.probability) for row in answered if row.kind != "reject_image"]
     return weighted(seen, sum(row.kind is None and row.state != "done" for row in rows))
 
 
-def _sampled(first: str) -> sa.Select[Any]:
-    """Sampled contents of nights since ``first``: the tag that was shown, and the answer in force (or None)."""
+def _sampled(since: datetime) -> sa.Select[Any]:
+    """Sampled contents that a night since then found, that were answered since or wait still: the tag that was shown,
+    and the answer in force (or None); what a file answers may be dated long before.
+    """
     force = corrections.alias()
     columns = (
         review_items.c.state,
@@ -327,7 +329,8 @@ def _sampled(first: str) -> sa.Select[Any]:
     )
     joined = review_items.outerjoin(force, force.c.number == _in_force_of(review_items.c.content_sha256))
     asked = sa.select(*columns).select_from(joined)
-    return asked.where(review_items.c.shown_because == "audit", review_items.c.date >= first)
+    recent = (review_items.c.date >= since.date().isoformat()) | (force.c.answered_at >= since)
+    return asked.where(review_items.c.shown_because == "audit", recent | force.c.number.is_(None))
 
 
 def _sampled_once(since: datetime) -> sa.Select[Any]:

@@ -276,7 +276,7 @@ function useVeil(back) {
 function Other({ me, now, back }) {
   useVeil(back);
   const { pending } = useOutbox();
-  return html`<div class="veil" data-testid="other-person"><${Notice} title="换人了" drawing="cut"
+  return html`<div class="veil" data-testid="other-person"><${Notice} title="登录的人换了" drawing="cut"
   actions=${html`<button type="button" class="main" onClick=${() => location.reload()}>以${now}继续</button>`}>
   <p>现在登录的是${now}；${me.user}还有 ${pending} 条未保存。</p><p>它们存在这台电脑上，${me.user}重新登录后会自动提交。</p><//></div>`;
 }
