@@ -93,6 +93,7 @@ def over(settings: Settings, made: Path, people: Sequence[str], waiting: int) ->
     users: Mapping[str, str] = dict.fromkeys([*people, ADMIN], "user") | {VIEWER: "viewer"}
     airflow = made / "airflow"
     airflow.mkdir()
+    helper("airflow_template").share(made)
     with ExitStack() as held:
         served = held.enter_context(helper("served_pages").serving(settings, airflow, users))
         yield Scene(settings, waiting, served, tuple(people))
