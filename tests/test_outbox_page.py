@@ -363,7 +363,7 @@ def test_all_that_was_skipped_is_named(enter: Enters) -> None:
 # ------------------------------------------------------------------ small things
 
 
-def test_a_proposal_goes_with_its_synonyms_apart_and_its_picture_first(scene: Scene, enter: Enters) -> None:
+def test_a_proposal_goes_with_its_synonyms_apart(scene: Scene, enter: Enters) -> None:
     page = enter(ANNA)
     content = shown(page)
     page.keyboard.press("0")
@@ -378,7 +378,7 @@ def test_a_proposal_goes_with_its_synonyms_apart_and_its_picture_first(scene: Sc
         asked = sa.select(label_proposals.c.synonyms_zh).where(label_proposals.c.content_sha256 == content)
         assert connection.execute(asked).scalar_one() == "奶浆果|树地瓜|文仙果"
         state = sa.select(review_items.c.state).where(review_items.c.content_sha256 == content)
-        assert connection.execute(state).scalar_one() == "later"
+        assert connection.execute(state).scalar_one() == "done"
 
 
 def test_no_module_of_the_page_imports_itself_by_way_of_others() -> None:

@@ -94,6 +94,12 @@ class Wishes:
         assert len(found) == wanted
         return list(found)
 
+    def state(self, content: str) -> str:
+        """Of an item."""
+        with database.reading(self.settings) as connection:
+            asked = sa.select(review_items.c.state).where(review_items.c.content_sha256 == content)
+            return str(connection.execute(asked).scalar_one())
+
     def labels(self) -> dict[str, taxonomy.Label]:
         found = taxonomy.current(self.shop.store)
         assert found is not None
@@ -181,11 +187,15 @@ def test_merging_with_no_label_is_refused(wishes: Wishes, label_id: str | None) 
     wishes.decide(proposal, "refuse")
 
 
-def test_a_refused_one_leaves_the_picture_unknown(wishes: Wishes) -> None:
-    content = wishes.contents(1)
-    proposal = wishes.propose("看不清", content)
+def test_a_refused_one_leaves_the_picture_to_whoever_knows_it(wishes: Wishes) -> None:
+    refused, merged = wishes.contents(2)
+    proposals = {content: wishes.propose("看不清", [content]) for content in (refused, merged)}
+    assert [wishes.state(content) for content in proposals] == ["done", "done"]
+    proposal = proposals[refused]
     assert wishes.decide(proposal, "refuse") == Decided(proposal, "refused", None, 0)
-    assert wishes.in_force()[content[0]]["kind"] == "wrong_unknown"
+    assert wishes.in_force()[refused]["kind"] == "wrong_unknown"
+    wishes.decide(proposals[merged], "merge", label_id="shop:f2")
+    assert [wishes.state(content) for content in proposals] == ["later", "done"]
 
 
 def test_what_somebody_has_corrected_since_stays(wishes: Wishes) -> None:

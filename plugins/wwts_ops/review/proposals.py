@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from wwts_ops import database, events, taxonomy, taxonomy_changes
 from wwts_ops.corrections import Answer
 from wwts_ops.corrections.answers import Appender, appending, in_force_rows
-from wwts_ops.database import corrections, label_proposals
+from wwts_ops.database import corrections, label_proposals, review_items
 from wwts_ops.errors import WwtsError
+from wwts_ops.review.loading import DONE, LATER
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.taxonomy_changes import Add
@@ -95,7 +96,8 @@ def decide(
     decision: str,
     **given: Unpack[Given],
 ) -> Decided:
-    """Decides upon a proposal. The pictures it was made for get the label, as answers of who proposed it.
+    """Decides upon a proposal. The pictures it was made for get the label, as answers of who proposed it; where it is
+    refused, they wait for somebody who knows the right one.
 
     A decision that was cut off can be made again: the label it had added is found by its id.
 
@@ -165,8 +167,14 @@ def _known(store: Store, label_id: str | None) -> str:
 def _record(appender: Appender, admin: str, proposal: dict[str, Any], decided: Decided) -> Decided:
     connection = appender.connection
     now = database.now(connection)
-    answers = list(_answers(connection, proposal, decided.label_id, now)) if decided.label_id else []
+    counting = _counting(connection, proposal)
+    answers = [] if decided.label_id is None else [_answer(row, proposal, decided.label_id, now) for row in counting]
     appender.add(answers)
+    if decided.label_id is None:
+        # Somebody else may know the right one.
+        these = review_items.c.content_sha256.in_([row.content_sha256 for row in counting])
+        waits = {"state": LATER, "revision": review_items.c.revision + 1}
+        connection.execute(sa.update(review_items).where(these, review_items.c.state == DONE).values(**waits))
     said = {"state": decided.state, "label_id": decided.label_id, "decided_by": admin, "decided_at": now}
     this = label_proposals.c.proposal_id == decided.proposal_id
     connection.execute(sa.update(label_proposals).where(this).values(**said))
@@ -181,11 +189,11 @@ def _record(appender: Appender, admin: str, proposal: dict[str, Any], decided: D
     return Decided(decided.proposal_id, decided.state, decided.label_id, len(answers))
 
 
-def _answers(connection: sa.Connection, proposal: dict[str, Any], label_id: str, now: datetime) -> Iterator[Answer]:
-    """The label, for every picture of which what the proposer said still counts."""
+def _counting(connection: sa.Connection, proposal: dict[str, Any]) -> Sequence[Any]:
+    """Of every picture of which what the proposer said still counts, that answer."""
     said = proposal["answer_id"]
     if said is None:
-        return
+        return []
     given = corrections.alias()
     counting = in_force_rows().with_only_columns(sa.func.max(corrections.c.number))
     counting = counting.where(corrections.c.content_sha256 == given.c.content_sha256)
@@ -194,20 +202,24 @@ def _answers(connection: sa.Connection, proposal: dict[str, Any], label_id: str,
         given.c.kind == "wrong_unknown",
         given.c.number == counting.scalar_subquery(),
     )
-    for row in connection.execute(asked).all():
-        yield Answer(
-            answer_id=f"proposal:{proposal['proposal_id']}:{row.content_sha256[:16]}",
-            answered_at=now,
-            answered_by=proposal["person"],
-            image_id=row.image_id,
-            content_sha256=row.content_sha256,
-            kind="correct",
-            labels_before=tuple(row.labels_before),
-            labels=(label_id,),
-            comment=row.comment,
-            source=SOURCE,
-            shown_because=row.shown_because,
-            sampling_probability=row.sampling_probability,
-            model_version=row.model_version,
-            confidence=row.confidence,
-        )
+    return connection.execute(asked).all()
+
+
+def _answer(row: Any, proposal: dict[str, Any], label_id: str, now: datetime) -> Answer:
+    """The label, for the picture of ``row``."""
+    return Answer(
+        answer_id=f"proposal:{proposal['proposal_id']}:{row.content_sha256[:16]}",
+        answered_at=now,
+        answered_by=proposal["person"],
+        image_id=row.image_id,
+        content_sha256=row.content_sha256,
+        kind="correct",
+        labels_before=tuple(row.labels_before),
+        labels=(label_id,),
+        comment=row.comment,
+        source=SOURCE,
+        shown_because=row.shown_because,
+        sampling_probability=row.sampling_probability,
+        model_version=row.model_version,
+        confidence=row.confidence,
+    )

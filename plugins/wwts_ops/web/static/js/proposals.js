@@ -35,7 +35,7 @@ function Proposal({ proposal, me, onDecide, busy }) {
       <p class="faint">${proposal.person} · ${moment(proposal.proposed_at, me.timezone)}</p>
       ${step === "accept" && html`<${Accept} proposal=${proposal} busy=${busy} onDecide=${decide} onCancel=${() => setStep("")} />`}
       ${step === "merge" && html`<div class="proposal-form"><${LabelPicker} focus testid="proposal-search" placeholder="合并到哪个标签？" initial=${proposal.label_zh} onPick=${(label) => decide({ decision: "merge", label_id: label.label_id })} onCancel=${() => setStep("")} /></div>`}
-      ${step === "refuse" && html`<p class="proposal-form">图片仍排在队列最前面，等人选一个已有的标签。<button type="button" class="danger" disabled=${busy} data-testid="proposal-refuse-sure" onClick=${() => decide({ decision: "refuse" })}>不采纳</button><button type="button" class="link" onClick=${() => setStep("")}>取消</button></p>`}
+      ${step === "refuse" && html`<p class="proposal-form">图片会排到队列最前面，等人选一个已有的标签。<button type="button" class="danger" disabled=${busy} data-testid="proposal-refuse-sure" onClick=${() => decide({ decision: "refuse" })}>不采纳</button><button type="button" class="link" onClick=${() => setStep("")}>取消</button></p>`}
     </div>
     ${!open && html`<p class="faint">${STATES[proposal.state]} · ${proposal.decided_by}</p>`}
     ${open && me.role === "admin" && !step && html`<p class="proposal-actions"><button type="button" class="other" data-testid="proposal-accept" onClick=${() => setStep("accept")}>采纳</button><button type="button" class="other" data-testid="proposal-merge" onClick=${() => setStep("merge")}>合并到已有的</button><button type="button" class="link" data-testid="proposal-refuse" onClick=${() => setStep("refuse")}>不采纳</button></p>`}

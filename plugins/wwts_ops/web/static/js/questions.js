@@ -58,7 +58,7 @@ function Propose({ me, look, text }) {
   });
   const submit = (event) => {
     event.preventDefault();
-    if (ready) look.answer({ kind: "wrong_unknown", later: true, proposal: trimmed() });
+    if (ready) look.answer({ kind: "wrong_unknown", proposal: trimmed() });
   };
   return html`<${Dialog} title="提议新标签" onClose=${look.shut} testid="propose-sheet">
     <form class="form" onSubmit=${submit}>
