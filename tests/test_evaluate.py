@@ -253,14 +253,16 @@ class TestAccuracy:
     def test_another_code_measures_by_its_own_and_leaves_the_kept_embeddings_alone(
         self, shop: Shop, measured: tuple[Order, list[Any]]
     ) -> None:
-        backbone = shop.taggers[0].backbone_sha256
-        before = badcases.embeddings(shop.store, backbone)
+        champion = registry.resolve(shop.settings, "1")
+        mine = champion.backbone_sha256, champion.code_sha256
+        before = badcases.embeddings(shop.store, *mine)
+        assert len(before[0]) == len(shop.cases)
         order = evaluate.prepare(shop.settings, RELEASE, None)
         with capture_logs() as events:
             evaluate.measure_accuracy(shop.settings, order)
         embedded = {event["version"]: event["embedded"] for event in events if event["event"] == "badcases_embedded"}
         assert embedded == {RELEASE: len(shop.cases), "1": 0}
-        after = badcases.embeddings(shop.store, backbone)
+        after = badcases.embeddings(shop.store, *mine)
         assert after[0] == before[0]
         np.testing.assert_array_equal(after[1], before[1])
         report, second = shop.accuracy(order), shop.accuracy(measured[0])

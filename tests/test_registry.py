@@ -146,6 +146,19 @@ class TestFirstNight:
         assert "MLFLOW_TRACKING_URI" not in os.environ
         assert make_settings(store="elsewhere").resolved_tracking_uri != settings.resolved_tracking_uri
 
+    def test_the_environment_is_left_as_it_was_by_two_at_once(self, make_settings: Make, tmp_path: Path) -> None:
+        """The one that began later ends later, and must not put back what the other one had set."""
+        one, other = (tracking.connected(make_settings(store=str(tmp_path / name))) for name in ("one", "other"))
+        before = dict(os.environ)
+        one.__enter__()
+        during = os.environ["MLFLOW_TRACKING_URI"]
+        other.__enter__()
+        one.__exit__(None, None, None)
+        assert os.environ["MLFLOW_TRACKING_URI"] not in (during, "")
+        other.__exit__(None, None, None)
+        left = {name: value for name, value in os.environ.items() if before.get(name) != value}
+        assert not left.keys() & {"MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_TIMEOUT"}
+
     def test_looking_makes_no_registry(self, make_settings: Make) -> None:
         settings = make_settings()
         assert not registry.exists(settings)

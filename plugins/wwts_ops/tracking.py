@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def connected(settings: Settings, seconds: int = TRANSFER_SECONDS) -> Iterator[A
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _tracking(uri), _patience(seconds):
+        with _borrowed(uri, seconds):
             yield mlflow.MlflowClient(tracking_uri=uri)
     # The causes are left out of the traceback: their own words hold the URI with its password.
     except MlflowException as error:
@@ -116,31 +117,47 @@ def experiment(client: Any, settings: Settings, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
+@dataclass
+class _Loan:
+    """What MLflow reads of the environment while it is ours: threads borrow it at once, and the last one gives it back.
+
+    Attributes:
+        lock: held while it is changed.
+        uris: of all who have it now, the newest last.
+        before: the variables as the first one found them.
+    """
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    uris: list[str] = field(default_factory=list)
+    before: dict[str, str | None] = field(default_factory=dict)
+
+
+_LOAN = _Loan()
+_URI, _TIMEOUT = "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
 @contextmanager
-def _tracking(uri: str) -> Iterator[None]:
-    """Points MLflow's functions to ``uri``, and afterwards takes back the variable that it sets for child processes."""
+def _borrowed(uri: str, seconds: int) -> Iterator[None]:
+    """Points MLflow's functions to ``uri`` and says how long they wait, unless somebody else did.
+
+    They read both at every request, and set the first one for child processes; afterwards both are as they were.
+    """
     import mlflow
 
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
+    with _LOAN.lock:
+        if not _LOAN.uris:
+            _LOAN.before = {name: os.environ.get(name) for name in (_URI, _TIMEOUT)}
+            os.environ.setdefault(_TIMEOUT, str(seconds))
+        _LOAN.uris.append(uri)
+        mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
-
-
-@contextmanager
-def _patience(seconds: int) -> Iterator[None]:
-    """Sets how long MLflow's functions wait, unless somebody else did; they read it at every request."""
-    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-    if name in os.environ:
-        yield
-        return
-    os.environ[name] = str(seconds)
-    try:
-        yield
-    finally:
-        del os.environ[name]
+        with _LOAN.lock:
+            _LOAN.uris.remove(uri)
+            mlflow.set_tracking_uri(_LOAN.uris[-1] if _LOAN.uris else _LOAN.before[_URI])
+            if not _LOAN.uris and _LOAN.before[_TIMEOUT] is None:
+                del os.environ[_TIMEOUT]
 
 
 def _unavailable(uri: str, error: Exception) -> UnavailableError:
