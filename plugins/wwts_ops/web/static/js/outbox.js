@@ -152,9 +152,10 @@ export const state = () => ({ pending: entries.length, trouble, durable, made, r
 
 /** The person has read what was refused. */
 export function dismiss() {
-  forget(refused);
+  const gone = refused;
+  forget(gone);
   refused = [];
-  tabs?.postMessage({ refusals });
+  tell([], null, gone);
   changed();
 }
 
@@ -240,8 +241,7 @@ async function request(batch) {
 function finish(sent, answer) {
   const batch = sent.filter((entry) => entries.includes(entry)); // another tab may have been told before us
   if (!batch.length) return;
-  note(batch, answer.results);
-  tell(batch, answer);
+  tell(batch, answer, note(batch, answer.results));
   settle(batch, answer);
 }
 
@@ -253,7 +253,7 @@ function settle(batch, answer) {
   } else told(batch, answer.results);
 }
 
-/** Remembers refusals of these entries; one that was answered after all needs no further word. */
+/** Remembers refusals of these entries; one that was answered after all needs no further word: those are given back. */
 function note(batch, all) {
   const known = new Map(batch.map((entry) => [entry.id, entry]));
   const mine = all.filter((result) => known.has(result.answer_id));
@@ -272,17 +272,22 @@ function note(batch, all) {
   }
   forget(refused.slice(0, -MOST_REFUSED));
   refused = refused.slice(-MOST_REFUSED);
+  return old;
 }
 
-/** Tells this person's other tabs that these entries are settled; answer null: forgotten, unsent. */
-function tell(batch, answer) {
-  if (batch.length) tabs?.postMessage({ refusals, keys: batch.map((entry) => entry.key), answer });
+const keys = (some) => some.map((one) => one.key);
+
+/** Tells this person's other tabs that these entries are settled (answer null: forgotten, unsent), and what is refused. */
+function tell(batch, answer, gone = []) {
+  // All in the message: what lies in localStorage reaches another tab later than this does.
+  if (batch.length || gone.length) tabs?.postMessage({ refusals, keys: keys(batch), answer, refused, gone: keys(gone) });
 }
 
 function heard({ data }) {
   if (data.refusals !== refusals || refusals === null) return;
-  refused = stored(refusals, (one) => typeof one.message === "string");
-  const theirs = entries.filter((entry) => data.keys?.includes(entry.key));
+  const all = new Map([...refused, ...data.refused].map((one) => [one.key, one]));
+  refused = [...all.values()].filter((one) => !data.gone.includes(one.key));
+  const theirs = entries.filter((entry) => data.keys.includes(entry.key));
   if (data.answer && theirs.length) settle(theirs, data.answer);
   else if (theirs.length) {
     const late = theirs.filter((entry) => entry.sent && entry.kind === "answer");
