@@ -43,6 +43,11 @@ def look(table: Table, of: str, kind: str = "confirm", **values: object) -> Acti
     return act(of, kind, table.item(of).revision, **values)
 
 
+def agreement(table: Table, since: datetime) -> Agreement:
+    with database.reading(table.settings) as connection:
+        return opinions.agreement(connection, since)
+
+
 class TestTwoAreNeeded:
     def test_the_first_look_is_no_answer_yet(self, table: Table) -> None:
         one = table.put("药", needed=2)
@@ -64,7 +69,7 @@ class TestTwoAreNeeded:
         assert [row["comment"] for row in rows] == ["药盒", None]
         assert {row["shown_because"] for row in rows} == {"forced_review"}
         assert table.opinions(one) == [(LI, 1, None), (ZHANG, 2, True)]
-        assert (table.state(one), opinions.agreement(table.settings, EVER)) == ("done", Agreement(1, 1))
+        assert (table.state(one), agreement(table, EVER)) == ("done", Agreement(1, 1))
         assert [row["person"] for row in table.marks()] == [LI]
 
     def test_a_confirmation_and_the_same_label_agree(self, table: Table) -> None:
@@ -119,7 +124,7 @@ class TestTheyDiffer:
         assert table.status(ANNA, look(table, one, "correct")) == ["saved"]
         assert (table.state(one), table.answers()) == ("done", [(ANNA, "correct", (BEER,))])
         assert [(row["person"], row["never_regress"]) for row in table.marks()] == [(ZHANG, True)]
-        assert opinions.agreement(table.settings, EVER) == Agreement(1, 0)
+        assert agreement(table, EVER) == Agreement(1, 0)
 
     def test_an_admin_may_be_one_of_the_two(self, table: Table) -> None:
         one = table.put("药", needed=2)
@@ -139,7 +144,7 @@ class TestBlind:
         assert table.status(ZHANG, look(table, one)) == ["saved"]
         assert (table.state(one), table.answers()) == ("done", [(LI, "confirm", (WINE,))])
         assert table.opinions(one) == [(ZHANG, 2, True)]
-        assert opinions.agreement(table.settings, EVER) == Agreement(1, 1)
+        assert agreement(table, EVER) == Agreement(1, 1)
 
     def test_the_page_shows_the_revision_from_before_the_first_look(self, table: Table) -> None:
         """Else a number would tell who looks second; and who was shown it before the first look is no late comer."""
@@ -169,7 +174,7 @@ class TestBlind:
         table.say(ZHANG, look(table, one, "correct"))
         assert table.state(one) == "second"
         table.say(ANNA, look(table, one, "correct"))
-        assert (table.state(one), opinions.agreement(table.settings, EVER)) == ("done", Agreement(1, 1))
+        assert (table.state(one), agreement(table, EVER)) == ("done", Agreement(1, 1))
 
     def test_an_answer_from_the_command_line_that_is_taken_back(self, table: Table) -> None:
         one = table.put("酒", blind=True)
@@ -183,8 +188,8 @@ class TestBlind:
         table.say(LI, look(table, one))
         table.say(ZHANG, look(table, one, "correct"))
         (said,) = table.rows(review_opinions)
-        assert opinions.agreement(table.settings, said["said_at"]) == Agreement(1, 0)
-        assert opinions.agreement(table.settings, datetime(2100, 1, 1, tzinfo=UTC)) == Agreement(0, 0)
+        assert agreement(table, said["said_at"]) == Agreement(1, 0)
+        assert agreement(table, datetime(2100, 1, 1, tzinfo=UTC)) == Agreement(0, 0)
 
 
 class TestUndo:
@@ -232,7 +237,7 @@ class TestUndo:
         table.say(ZHANG, look(table, one, "correct"))
         assert self.undone(table, LI, first) == "saved"
         assert (table.state(one), table.opinions(one)) == ("second", [(ZHANG, 1, None)])
-        assert opinions.agreement(table.settings, EVER) == Agreement(0, 0)
+        assert agreement(table, EVER) == Agreement(0, 0)
 
     def test_what_was_to_become_a_bad_case_goes_and_comes_with_its_answer(self, table: Table) -> None:
         one = table.put("药", needed=2)

@@ -149,21 +149,26 @@ def _named(names: Taxonomy) -> Iterator[dict[str, str]]:
         }
 
 
-def _lay_retag(con: Any, store: Store, overlay: Overlay) -> None:
-    """View ``retagged`` with the number of each row's ``part``, and table ``retag_index``: which part counts."""
+def lay_retagged(con: Any, store: Store, retag: Retag | None) -> None:
+    """View ``retagged`` with the number of each row's ``part``, and table ``retag_index``.
+
+    The latter says of each content which part counts, and its decision there.
+    """
     con.register("no_part", RETAGGED.empty_table())
     views = ["SELECT -1 AS part, * FROM no_part"]
-    for number, key in enumerate(() if overlay.retag is None else overlay.retag.rows):
+    for number, key in enumerate(() if retag is None else retag.rows):
         warehouse.view(con, f"retagged_{number}", store, [key], RETAGGED)
         views.append(f"SELECT {number} AS part, * FROM retagged_{number}")
     con.execute(f"CREATE VIEW retagged AS {' UNION ALL '.join(views)}")
     con.execute(
-        f"""
-        CREATE TABLE retag_index AS
-        SELECT content_sha256, min(part) AS part, arg_min(decision, part) = '{AUTO}' AS auto
-        FROM retagged GROUP BY content_sha256
-        """
+        "CREATE TABLE retag_index AS SELECT content_sha256, min(part) AS part, arg_min(decision, part) AS decision "
+        "FROM retagged GROUP BY content_sha256"
     )
+
+
+def _lay_retag(con: Any, store: Store, overlay: Overlay) -> None:
+    """What :func:`lay_retagged` lays, and table ``made``: what made those tags."""
+    lay_retagged(con, store, overlay.retag)
     con.execute(
         "CREATE TABLE made AS SELECT ?::VARCHAR AS model_name, ?::VARCHAR AS model_version, ?::VARCHAR AS model_sha256,"
         " ?::VARCHAR AS backbone_sha256, ?::VARCHAR AS taxonomy_version, ?::VARCHAR AS git_sha, ?::VARCHAR AS run_id,"
@@ -198,7 +203,11 @@ def _choose(con: Any, overlay: Overlay) -> None:
                 r.sequence,
                 a.kind,
                 -- 0: not tagged anew; 1: anew, for a person to look at; 2: anew, and live
-                CASE WHEN a.kind IS NOT NULL OR g.auto IS NULL THEN 0 WHEN g.auto AND {live} THEN 2 ELSE 1 END AS anew,
+                CASE
+                    WHEN a.kind IS NOT NULL OR g.part IS NULL THEN 0
+                    WHEN g.decision = '{AUTO}' AND {live} THEN 2
+                    ELSE 1
+                END AS anew,
                 {live} AND CASE
                     WHEN a.kind IS NOT NULL THEN a.tags IS NOT NULL
                     ELSE t.decision = '{AUTO}' AND NOT coalesce(list_contains(m.distrusted, t.model_sha256), false)

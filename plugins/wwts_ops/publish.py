@@ -280,7 +280,8 @@ def _kept(store: Store, inputs: _Inputs) -> dict[str, Any] | None:
 
 
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    # Finer than a second, for snapshots are listed in this order, and two small ones can be made within one.
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def _write(store: Store, settings: Settings, inputs: _Inputs) -> dict[str, Any]:

@@ -207,10 +207,14 @@ def _state(item: sa.Row[Any], answered: Set[str], said: Set[str]) -> str:
 
 def in_force_rows() -> sa.Select[Any]:
     """Numbers of all answers that are not weak, no retract and not retracted; to be narrowed down by the caller."""
-    retracts = corrections.alias()
-    taken_back = sa.select(retracts.c.number).where(retracts.c.retracts == corrections.c.number)
     rows = sa.select(corrections.c.number).where(~corrections.c.weak, corrections.c.kind != "retract")
-    return rows.where(~taken_back.exists())
+    return rows.where(~retracted())
+
+
+def retracted() -> sa.Exists:
+    """Whether an answer of a query over ``corrections`` was taken back."""
+    retracts = corrections.alias()
+    return sa.select(retracts.c.number).where(retracts.c.retracts == corrections.c.number).exists()
 
 
 def standing(connection: sa.Connection, contents: Sequence[str]) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from wwts_ops import database, events
-from wwts_ops.corrections.answers import appending
+from wwts_ops.corrections.answers import appending, in_force_rows
 from wwts_ops.database import corrections, review_items, review_opinions
 from wwts_ops.errors import WwtsError
 from wwts_ops.review import proposals, undoing
@@ -180,11 +180,10 @@ def _answers(connection: sa.Connection, selection: Selection, upto: int) -> Iter
 
 def _counting(connection: sa.Connection, contents: sa.Select[Any]) -> set[int]:
     """Numbers of the answers in force of ``contents``, and of those that somebody had to agree with for that."""
-    later = corrections.alias()
-    retracted = sa.select(later.c.number).where(later.c.retracts == corrections.c.number).exists()
-    standing = sa.select(corrections.c.content_sha256, corrections.c.number, corrections.c.answer_id).where(
-        corrections.c.content_sha256.in_(contents), ~corrections.c.weak, corrections.c.kind != "retract", ~retracted
+    standing = in_force_rows().with_only_columns(
+        corrections.c.content_sha256, corrections.c.number, corrections.c.answer_id
     )
+    standing = standing.where(corrections.c.content_sha256.in_(contents))
     columns = (review_opinions.c.content_sha256, review_opinions.c.answer_id, review_opinions.c.answer)
     looks = sa.select(*columns).where(
         review_opinions.c.content_sha256.in_(contents), review_opinions.c.withdrawn_at.is_(None)

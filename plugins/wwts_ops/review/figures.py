@@ -19,7 +19,8 @@ import sqlalchemy as sa
 
 from wwts_ops import database, planning
 from wwts_ops.corrections.answers import in_force_rows
-from wwts_ops.database import corrections, review_items, review_opinions
+from wwts_ops.database import corrections, review_items
+from wwts_ops.review import opinions
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tagging import done_shards
@@ -190,6 +191,7 @@ def _counted(connection: sa.Connection, now: datetime) -> dict[str, Any]:
     mine = [look for look in looks if look.answered_at >= midnight]
     before = [look for look in looks if look.answered_at < midnight]
     pace = _pace(connection, midnight)
+    people = opinions.agreement(connection, now - timedelta(days=AUDIT_DAYS))
     return {
         "left": left,
         "disputed": states["disputed"],
@@ -201,7 +203,7 @@ def _counted(connection: sa.Connection, now: datetime) -> dict[str, Any]:
         "done_by": pace.done_by(left, now if mine else max(now, pace.begins(now))) if pace and left else None,
         "agreement": _agreement(connection, now - timedelta(days=AGREEMENT_DAYS)),
         "audit": _audit(connection, now - timedelta(days=AUDIT_DAYS)),
-        "people": _people(connection, now - timedelta(days=AUDIT_DAYS)),
+        "people": _plain(people.agree, people.pairs),
         "by_person": _by_person(mine, before),
     }
 
@@ -365,17 +367,6 @@ def _in_force_of(content: sa.ColumnElement[str]) -> sa.ScalarSelect[Any]:
 def _right(row: sa.Row[Any]) -> bool:
     """Whether the tag that was shown is among those that the person gave; or was, before labels were merged."""
     return row.shown in row.labels or (row.kind == "confirm" and row.labels_before[:1] == [row.shown])
-
-
-def _people(connection: sa.Connection, since: datetime) -> Share:
-    asked = (
-        sa.select(review_opinions.c.agrees, sa.func.count())
-        .where(review_opinions.c.agrees.is_not(None), review_opinions.c.withdrawn_at.is_(None))
-        .where(review_opinions.c.said_at >= since)
-        .group_by(review_opinions.c.agrees)
-    )
-    counts = _grouped(connection, asked)
-    return _plain(counts[True], counts.total())
 
 
 def _was_due(settings: Settings, now: datetime) -> bool:

@@ -20,20 +20,12 @@ class Agreement:
     agree: int
 
 
-def agreement(settings: Settings, since: datetime) -> Agreement:
-    """How far second looks ``since`` then agreed with the first, blind ones and those that were required.
-
-    Raises:
-        UnavailableError: when the database does not answer.
-    """
-    if not database.exists(settings):
-        return Agreement(0, 0)
-    database.upgrade(settings)
+def agreement(connection: sa.Connection, since: datetime) -> Agreement:
+    """How far second looks ``since`` then agreed with the first, blind ones and those that were required."""
     compared = review_opinions.c.agrees.is_not(None) & review_opinions.c.withdrawn_at.is_(None)
     agreed = sa.func.count(sa.case((review_opinions.c.agrees, 1)))
     asked = sa.select(sa.func.count(), agreed).where(compared, review_opinions.c.said_at >= since)
-    with database.reading(settings) as connection:
-        pairs, agree = connection.execute(asked).one()
+    pairs, agree = connection.execute(asked).one()
     return Agreement(pairs, agree)
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 
 from wwts_ops import database
+from wwts_ops.corrections.answers import in_force_rows
 from wwts_ops.database import corrections, review_items
 from wwts_ops.settings import Settings
 
@@ -34,15 +35,13 @@ def today(settings: Settings, person: str) -> Pace:
         UnavailableError: when the database does not answer.
     """
     midnight = settings.now().replace(hour=0, minute=0, second=0, microsecond=0)
-    retract = corrections.alias()
-    taken_back = sa.exists().where(retract.c.retracts == corrections.c.number)
     mine = corrections.c.answered_by == person
     contents = sa.func.count(corrections.c.content_sha256.distinct())
     asked = (
-        sa.select(contents, contents.filter(mine), sa.func.min(corrections.c.answered_at).filter(mine))
+        in_force_rows()
+        .with_only_columns(contents, contents.filter(mine), sa.func.min(corrections.c.answered_at).filter(mine))
         .join(review_items, review_items.c.content_sha256 == corrections.c.content_sha256)
-        .where(corrections.c.source == "page", corrections.c.kind != "retract", ~taken_back)
-        .where(corrections.c.answered_at >= midnight)
+        .where(corrections.c.source == "page", corrections.c.answered_at >= midnight)
     )
     with database.reading(settings) as connection:
         everybody, own, first = connection.execute(asked).one()

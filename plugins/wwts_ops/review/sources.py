@@ -13,9 +13,8 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from wwts_ops import audit, planning, published, retags, warehouse
+from wwts_ops import audit, overlays, planning, published, retags, warehouse
 from wwts_ops.planning import Plan
-from wwts_ops.records import RETAGGED
 from wwts_ops.retags import Retag
 from wwts_ops.schemas import PLAN, PUBLISHED, TAGS
 from wwts_ops.storage import Store
@@ -65,7 +64,7 @@ def lay_night(con: duckdb.DuckDBPyConnection, store: Store, source: Source, plan
     warehouse.view(con, "tags", store, [shard.part("tags") for shard in done_shards(store, plan)], TAGS)
     warehouse.view(con, "planned", store, [planning.plan_key(plan.run_key)], PLAN)
     retag = retags.in_force(store)
-    _lay_said(con, store, retag if retag is not None and retag.sequence >= plan.sequence else None)
+    overlays.lay_retagged(con, store, retag if retag is not None and retag.sequence >= plan.sequence else None)
     con.execute(
         f"""
         CREATE TABLE asked AS
@@ -75,7 +74,7 @@ def lay_night(con: duckdb.DuckDBPyConnection, store: Store, source: Source, plan
             if(t.{_NEEDS}, 1, $rate)::DOUBLE AS sampling_probability
         FROM tags t LEFT JOIN planned p ON p.image_id = t.image_id AND p.action = 'tag'
         WHERE (t.{_NEEDS} OR {audit.condition("t.content_sha256")})
-            AND t.content_sha256 NOT IN (SELECT content_sha256 FROM said)
+            AND t.content_sha256 NOT IN (SELECT content_sha256 FROM retag_index)
         """,
         {"run": plan.run_key, "rate": audit_rate, "share": audit.bound(audit_rate)},
     )
@@ -102,7 +101,7 @@ def lay_retag(con: duckdb.DuckDBPyConnection, store: Store, source: Source, foun
     """
     con.register("audited", audited)
     warehouse.view(con, "listed", store, source.parts, PUBLISHED)
-    _lay_said(con, store, found)
+    overlays.lay_retagged(con, store, found)
     plans = planning.claimed(store)
     later = [plan for plan in plans if plan.sequence > found.sequence]
     shards = [shard.part("tags") for plan in later for shard in done_shards(store, plan)]
@@ -111,7 +110,7 @@ def lay_retag(con: duckdb.DuckDBPyConnection, store: Store, source: Source, foun
         f"""
         CREATE TABLE covered AS
         SELECT {_columns("p", _IMAGE)}, s.part, s.decision, a.sampling_probability
-        FROM listed p JOIN said s USING (content_sha256) LEFT JOIN audited a USING (content_sha256)
+        FROM listed p JOIN retag_index s USING (content_sha256) LEFT JOIN audited a USING (content_sha256)
         WHERE p.image_id NOT IN (SELECT image_id FROM later);
 
         CREATE TABLE sure AS
@@ -133,20 +132,6 @@ def lay_retag(con: duckdb.DuckDBPyConnection, store: Store, source: Source, foun
         LEFT JOIN planned p USING (image_id)
         """,
         {"run": found.key, "version": found.model_version},
-    )
-
-
-def _lay_said(con: duckdb.DuckDBPyConnection, store: Store, found: Retag | None) -> None:
-    """View ``retagged`` with each row's ``part``, and table ``said``: of each content the part that counts."""
-    con.register("no_part", RETAGGED.empty_table())
-    views = ["SELECT -1 AS part, * FROM no_part"]
-    for number, key in enumerate(() if found is None else found.rows):
-        warehouse.view(con, f"retagged_{number}", store, [key], RETAGGED)
-        views.append(f"SELECT {number} AS part, * FROM retagged_{number}")
-    con.execute(f"CREATE VIEW retagged AS {' UNION ALL '.join(views)}")
-    con.execute(
-        "CREATE TABLE said AS SELECT content_sha256, min(part) AS part, arg_min(decision, part) AS decision "
-        "FROM retagged GROUP BY content_sha256"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from wwts_ops import database
-from wwts_ops.corrections.answers import appending
+from wwts_ops.corrections.answers import appending, retracted
 from wwts_ops.database import corrections, review_items, review_marks, review_opinions
 from wwts_ops.errors import WwtsError
 from wwts_ops.review.actions import MOST_ACTIONS, MOST_ALSO, Result
@@ -230,9 +230,7 @@ def _holder(desk: Desk, case: Case, state: str) -> str | None:
 
 
 def _answered(person: str | None, count: int) -> sa.Select[Any]:
-    taken = corrections.alias()
-    gone = sa.select(taken.c.number).where(taken.c.retracts == corrections.c.number).exists()
-    columns = (corrections, gone.label("retracted"), sa.false().label("held"), _second(corrections))
+    columns = (corrections, retracted().label("retracted"), sa.false().label("held"), _second(corrections))
     asked = sa.select(*columns).where(
         corrections.c.source == "page",
         corrections.c.kind != "retract",
