@@ -176,7 +176,7 @@ class TestReading:
 
     def test_more_than_one_piece(self, shop: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(corrections.answers, "_ROWS", 7)
-        monkeypatch.setattr(corrections.answers, "_CHUNK", 3)
+        monkeypatch.setattr(database, "_NAMED_AT_ONCE", 3)
         many = [answer(str(number), number) for number in range(50)]
         assert corrections.record(shop, many) == Recorded(50, 0)
         assert corrections.record(shop, [*many, answer("new")]) == Recorded(1, 50)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
@@ -28,6 +28,10 @@ _BUSY_S = 30.0
 _CONNECT_S = 10
 _READING = "wwts_reading"
 
+#: Values that one statement names: PostgreSQL's protocol bears 65,535 parameters, SQLite 32,766.
+_NAMED_AT_ONCE = 1000
+
+T = TypeVar("T")
 
 #: SQLSTATEs that are nobody's mistake who asks: a standby or a read-only transaction, tables or columns that a
 #: migration under way has not made yet, a right not granted yet.
@@ -242,7 +246,7 @@ review_events = sa.Table(
 
 
 def exists(settings: Settings) -> bool:
-    """Whether there is a database to ask: looking at what was recorded should not create one."""
+    """Whether there is a database to ask."""
     url = _url(settings.resolved_database_url)
     return url.get_backend_name() != "sqlite" or Path(str(url.database)).exists()
 
@@ -271,6 +275,28 @@ def reading(settings: Settings) -> Iterator[sa.Connection]:
     text = settings.resolved_database_url
     with _told(text), _engine(text).execution_options(**{_READING: True}).begin() as connection:
         yield connection
+
+
+@contextmanager
+def looking(settings: Settings) -> Iterator[sa.Connection]:
+    """As :func:`reading`, with the tables brought up to date first; of empty ones where there is no database yet.
+
+    Looking at what was recorded does not create one.
+    """
+    if exists(settings):
+        upgrade(settings)
+        with reading(settings) as connection:
+            yield connection
+    else:
+        with sa.create_engine("sqlite://", poolclass=sa.NullPool).begin() as connection:
+            metadata.create_all(connection)
+            yield connection
+
+
+def chunks(values: Sequence[T], size: int | None = None) -> Iterator[Sequence[T]]:
+    """``values``, ``size`` at a time; None: as many as one statement may name."""
+    step = size or _NAMED_AT_ONCE
+    return (values[start : start + step] for start in range(0, len(values), step))
 
 
 @contextmanager

@@ -41,9 +41,6 @@ def recent(settings: Settings, count: int) -> list[Event]:
     Raises:
         UnavailableError: when the database does not answer.
     """
-    if not database.exists(settings):
-        return []
-    database.upgrade(settings)
-    with database.reading(settings) as connection:
+    with database.looking(settings) as connection:
         asked = sa.select(review_events).order_by(review_events.c.number.desc()).limit(count)
         return [Event(**row) for row in connection.execute(asked).mappings()]

@@ -97,9 +97,6 @@ class MlflowRunLink(_Link):
         return f"{server}/#/experiments/{quote(experiment)}/runs/{quote(run_id)}"
 
 
-#: All of them, for the plugin to make known.
-LINKS = [ReportLink(), ModelVersionLink(), MlflowRunLink()]
-
 _MODEL = (ModelVersionLink(), MlflowRunLink())
 #: Which tasks lead somewhere: by the DAG's name without a prefix, then by task.
 TASKS: Mapping[str, Mapping[str, tuple[BaseOperatorLink, ...]]] = {

@@ -159,10 +159,7 @@ def history(settings: Settings) -> list[Move]:
     Raises:
         UnavailableError: when the database does not answer.
     """
-    if not database.exists(settings):
-        return []
-    database.upgrade(settings)
-    with database.transaction(settings) as connection:
+    with database.looking(settings) as connection:
         return _recorded(connection, settings.model_name)
 
 

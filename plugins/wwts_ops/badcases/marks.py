@@ -99,10 +99,7 @@ def adopt(store: Store, settings: Settings) -> Adopted:
     Raises:
         UnavailableError: when the database, the store or the images' place does not answer; the marks then wait.
     """
-    if not database.exists(settings):
-        return Adopted()
-    database.upgrade(settings)
-    with database.reading(settings) as connection:
+    with database.looking(settings) as connection:
         waiting = [_Mark(**row) for row in connection.execute(_waiting()).mappings()]
         undone = connection.execute(_undone()).all()
     names = taxonomy.current(store) if waiting else None

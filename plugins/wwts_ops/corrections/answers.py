@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,11 +31,8 @@ LABELLED = frozenset({"confirm", "correct"})
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 #: Neither PostgreSQL nor a page can hold these; line breaks in a comment are none of them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-#: Values of one ``IN``: drivers refuse some tens of thousands.
-_CHUNK = 1000
+#: Rows that are written or read at a time.
 _ROWS = 16_384
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,14 +146,14 @@ class Appender:
         new = [answer for answer in reversed(single.values()) if answer.answer_id not in known]
         self._check_retracts(new)
         rows = [{**vars(answer), "number": number} for number, answer in enumerate(new, self.latest + 1)]
-        for chunk in _chunks(rows, _ROWS):
+        for chunk in database.chunks(rows, _ROWS):
             self.connection.execute(sa.insert(corrections), chunk)
         _settle(self.connection, new)
         return Recorded(len(new), len(answers) - len(new))
 
     def _known(self, ids: dict[str, Answer]) -> set[str]:
         found: set[str] = set()
-        for chunk in _chunks(list(ids), _CHUNK):
+        for chunk in database.chunks(list(ids)):
             asked = sa.select(corrections.c.answer_id).where(corrections.c.answer_id.in_(chunk))
             found.update(self.connection.execute(asked).scalars())
         return found
@@ -164,7 +161,7 @@ class Appender:
     def _check_retracts(self, answers: Sequence[Answer]) -> None:
         wanted = {answer.retracts: answer for answer in answers if answer.retracts is not None}
         contents: dict[int, str] = {}
-        for chunk in _chunks(list(wanted), _CHUNK):
+        for chunk in database.chunks(list(wanted)):
             asked = sa.select(corrections.c.number, corrections.c.content_sha256)
             found = self.connection.execute(
                 asked.where(corrections.c.number.in_(chunk), corrections.c.kind != "retract")
@@ -179,7 +176,7 @@ def _settle(connection: sa.Connection, new: Sequence[Answer]) -> None:
     """Items of what was answered are done, those whose answer was taken back wait again; whoever wrote the answers."""
     strong = [answer for answer in new if not answer.weak]
     said = {answer.content_sha256 for answer in strong if answer.kind != "retract"}
-    for chunk in _chunks(sorted({answer.content_sha256 for answer in strong}), _CHUNK):
+    for chunk in database.chunks(sorted({answer.content_sha256 for answer in strong})):
         asked = sa.select(review_items).where(review_items.c.content_sha256.in_(chunk))
         # Always in the same order: two that hold items never wait for each other.
         items = connection.execute(asked.order_by(review_items.c.content_sha256).with_for_update()).all()
@@ -220,7 +217,7 @@ def retracted() -> sa.Exists:
 def standing(connection: sa.Connection, contents: Sequence[str]) -> set[str]:
     """Those of ``contents`` that have an answer in force."""
     found: set[str] = set()
-    for chunk in _chunks(contents, _CHUNK):
+    for chunk in database.chunks(contents):
         asked = in_force_rows().with_only_columns(corrections.c.content_sha256)
         found.update(connection.execute(asked.where(corrections.c.content_sha256.in_(chunk))).scalars())
     return found
@@ -242,10 +239,7 @@ def latest(settings: Settings) -> int:
     Raises:
         UnavailableError: when the database does not answer.
     """
-    if not database.exists(settings):
-        return 0
-    database.upgrade(settings)
-    with database.reading(settings) as connection:
+    with database.looking(settings) as connection:
         return _latest(connection)
 
 
@@ -259,10 +253,7 @@ def frozen(settings: Settings, upto: int | None = None) -> pa.Table:
     Raises:
         UnavailableError: when the database does not answer.
     """
-    if not database.exists(settings):
-        return ANSWERS.empty_table()
-    database.upgrade(settings)
-    with database.reading(settings) as connection:
+    with database.looking(settings) as connection:
         return read(connection, 0, upto)
 
 
@@ -319,7 +310,3 @@ def _standing(table: pa.Table) -> pa.ChunkedArray:
 def _last(table: pa.Table) -> pa.Table:
     numbers = table.group_by("content_sha256").aggregate([("number", "max")])["number_max"]
     return table.filter(pc.is_in(table["number"], value_set=numbers)).sort_by("number")
-
-
-def _chunks(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (values[start : start + size] for start in range(0, len(values), size))

@@ -14,6 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from wwts_ops import database
 from wwts_ops.corrections import LABELLED, Answer
 from wwts_ops.corrections.answers import appending
 from wwts_ops.database import corrections, review_opinions
@@ -30,7 +31,7 @@ from wwts_ops.review.actions import (
     shown_revision,
     told,
 )
-from wwts_ops.review.cases import CHUNK, OVERRULED, Case, Desk, First, Opinion, Verdict, verdict
+from wwts_ops.review.cases import OVERRULED, Case, Desk, First, Opinion, Verdict, verdict
 from wwts_ops.review.people import Role
 from wwts_ops.review.undoing import history, undo
 from wwts_ops.settings import Settings
@@ -75,9 +76,9 @@ def _recorded(connection: sa.Connection, actions: Sequence[Action]) -> dict[str,
     ids = sorted({action.answer_id for action in actions})
     found = {}
     for table, person in ((corrections, corrections.c.answered_by), (review_opinions, review_opinions.c.person)):
-        for start in range(0, len(ids), CHUNK):
+        for chunk in database.chunks(ids):
             asked = sa.select(table.c.answer_id, person, table.c.content_sha256)
-            rows = connection.execute(asked.where(table.c.answer_id.in_(ids[start : start + CHUNK])))
+            rows = connection.execute(asked.where(table.c.answer_id.in_(chunk)))
             found.update({answer_id: (by, content) for answer_id, by, content in rows})
     return found
 

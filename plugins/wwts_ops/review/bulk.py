@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -101,10 +101,7 @@ def preview(settings: Settings, selection: Selection) -> Preview:
     Raises:
         UnavailableError: when the database does not answer.
     """
-    if not database.exists(settings):
-        return Preview(0, 0, datetime.now(UTC), [], [], 0)
-    database.upgrade(settings)
-    with database.reading(settings) as connection:
+    with database.looking(settings) as connection:
         at = database.now(connection)
         upto = connection.execute(sa.select(sa.func.max(corrections.c.number))).scalar_one() or 0
         found = _found(connection, selection, upto, at)

@@ -20,8 +20,6 @@ from wwts_ops.database import corrections, label_proposals, review_items, review
 
 #: Why a picture that was to become a bad case does not.
 TAKEN_BACK, OVERRULED, WITHDRAWN, RETIRED = "taken_back", "overruled", "withdrawn", "retired"
-#: Values of one ``IN``: drivers refuse some tens of thousands.
-CHUNK = 1000
 _SPOKEN = tuple(name for name in Answer.__dataclass_fields__ if name != "answered_at")
 
 Verdict = tuple[str, frozenset[str]]
@@ -170,8 +168,7 @@ class Desk:
         """Reads those cases that are not there yet; nobody else changes their items until the transaction ends."""
         wanted = sorted(set(contents) - self.cases.keys())
         self.cases |= {content: Case(content) for content in wanted}
-        for start in range(0, len(wanted), CHUNK):
-            chunk = wanted[start : start + CHUNK]
+        for chunk in database.chunks(wanted):
             self._load_items(chunk)
             self._load_said(chunk)
             self._load_opinions(chunk)
@@ -240,13 +237,13 @@ class Desk:
     def unmark(self, ids: Iterable[str], outcome: str) -> None:
         """What was to become a bad case and has not yet shall not; ``outcome`` is kept with the mark."""
         waiting = review_marks.c.done_at.is_(None)
-        for chunk in _chunks(ids):
+        for chunk in database.chunks(sorted(set(ids))):
             named = sa.update(review_marks).where(review_marks.c.answer_id.in_(chunk), waiting)
             self._changes.append(named.values(done_at=self.now, outcome=outcome))
 
     def remark(self, ids: Iterable[str]) -> None:
         """What was overruled is not any longer."""
-        for chunk in _chunks(ids):
+        for chunk in database.chunks(sorted(set(ids))):
             named = sa.update(review_marks).where(
                 review_marks.c.answer_id.in_(chunk), review_marks.c.outcome == OVERRULED
             )
@@ -259,7 +256,7 @@ class Desk:
     def unpropose(self, ids: Iterable[str]) -> None:
         """Labels that were proposed with these answers, and that nobody decided on, are wanted no longer."""
         waiting = label_proposals.c.state == "open"
-        for chunk in _chunks(ids):
+        for chunk in database.chunks(sorted(set(ids))):
             named = sa.update(label_proposals).where(label_proposals.c.answer_id.in_(chunk), waiting)
             self._changes.append(named.values(state="refused", decided_by=self.person, decided_at=self.now))
 
@@ -285,7 +282,7 @@ class Desk:
         """Those that were never there; of the others, those that were taken back wait again."""
         here = self.appender.connection
         known: set[str] = set()
-        for chunk in _chunks(self._marks):
+        for chunk in database.chunks(sorted(self._marks)):
             these = review_marks.c.answer_id.in_(chunk)
             known.update(here.execute(sa.select(review_marks.c.answer_id).where(these)).scalars())
             again = sa.update(review_marks).where(
@@ -327,8 +324,3 @@ class Desk:
 def _said(number: int | None, row: Mapping[str, Any]) -> Said:
     kept = {name: row[name] for name in Said.__dataclass_fields__ if name != "number"}
     return Said(number, **{**kept, **{name: tuple(kept[name]) for name in ("labels", "labels_before")}})
-
-
-def _chunks(ids: Iterable[str]) -> Iterable[Sequence[str]]:
-    values = sorted(set(ids))
-    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))

@@ -376,6 +376,16 @@ def one(settings: Settings, content: str) -> Item | None:
         return next(_items(connection, review_items.c.content_sha256 == content), None)
 
 
+def of_contents(settings: Settings, contents: Sequence[str]) -> list[Item]:
+    """The items of some contents, done or not, in their order.
+
+    Raises:
+        UnavailableError: when the database does not answer.
+    """
+    with database.reading(settings) as connection:
+        return _in_order(connection, contents)
+
+
 def any_of(settings: Settings, contents: Sequence[str]) -> bool:
     """Whether one of ``contents`` is an item, done or not.
 
@@ -383,8 +393,8 @@ def any_of(settings: Settings, contents: Sequence[str]) -> bool:
         UnavailableError: when the database does not answer.
     """
     with database.reading(settings) as connection:
-        for start in range(0, len(contents), _MOST_HELD):
-            these = review_items.c.content_sha256.in_(contents[start : start + _MOST_HELD])
+        for chunk in database.chunks(contents):
+            these = review_items.c.content_sha256.in_(chunk)
             if connection.execute(sa.select(sa.true()).where(sa.exists().where(these))).scalar():
                 return True
     return False

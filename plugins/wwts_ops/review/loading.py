@@ -32,6 +32,7 @@ OPEN, LATER, SECOND, DISPUTED, DONE = "open", "later", "second", "disputed", "do
 WAITING: Final = (LATER, DISPUTED, SECOND, OPEN)
 #: Those that nobody's look has settled half-way.
 FRESH: Final = (OPEN, LATER)
+#: Rows of a queue that are loaded at a time.
 _CHUNK = 1000
 _FRESH_COLUMNS = pa.schema(
     [
@@ -169,7 +170,8 @@ def close(settings: Settings, seen: Mapping[str, Seen], run_id: str, date: str) 
 
 
 def _close_all(settings: Settings, seen: Mapping[str, Seen], said: Row) -> int:
-    return sum(_close(settings, {content: seen[content] for content in chunk}, said) for chunk in _chunks(sorted(seen)))
+    chunks = database.chunks(sorted(seen))
+    return sum(_close(settings, {content: seen[content] for content in chunk}, said) for chunk in chunks)
 
 
 def _close(settings: Settings, seen: Mapping[str, Seen], said: Row) -> int:
@@ -201,7 +203,7 @@ def forget(settings: Settings, before: str) -> int:
         UnavailableError: when the database does not answer.
     """
     count = 0
-    for chunk in _chunks(_forgettable(settings, before)):
+    for chunk in database.chunks(_forgettable(settings, before)):
         with database.transaction(settings) as connection:
             _locked(connection, chunk)
             these = review_items.c.content_sha256.in_(chunk)
@@ -210,20 +212,13 @@ def forget(settings: Settings, before: str) -> int:
 
 
 def _forgettable(settings: Settings, before: str) -> list[str]:
-    if not database.exists(settings):
-        return []
-    database.upgrade(settings)
-    with database.reading(settings) as connection:
+    with database.looking(settings) as connection:
         asked = sa.select(review_items.c.content_sha256).where(*_old(before))
         return sorted(connection.execute(asked).scalars())
 
 
 def _old(before: str) -> tuple[sa.ColumnElement[bool], ...]:
     return review_items.c.state == DONE, review_items.c.date < before
-
-
-def _chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 
 def _turned() -> dict[str, Any]:

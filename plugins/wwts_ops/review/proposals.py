@@ -78,12 +78,9 @@ def open_(settings: Settings) -> list[Proposal]:
     Raises:
         UnavailableError: when the database does not answer.
     """
-    if not database.exists(settings):
-        return []
-    database.upgrade(settings)
     columns = (label_proposals.c[name] for name in Proposal.__dataclass_fields__)
     asked = sa.select(*columns).where(label_proposals.c.state == "open")
-    with database.reading(settings) as connection:
+    with database.looking(settings) as connection:
         rows = connection.execute(asked.order_by(label_proposals.c.proposed_at, label_proposals.c.proposal_id))
         return [Proposal(**row) for row in rows.mappings()]
 

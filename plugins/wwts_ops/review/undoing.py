@@ -88,10 +88,7 @@ def history(settings: Settings, person: str | None, count: int) -> list[dict[str
     Raises:
         UnavailableError: when the database does not answer.
     """
-    if not database.exists(settings):
-        return []
-    database.upgrade(settings)
-    with database.reading(settings) as connection:
+    with database.looking(settings) as connection:
         answered = [_line(dict(row), row["number"]) for row in connection.execute(_answered(person, count)).mappings()]
         looked = [_look_line(dict(row)) for row in connection.execute(_looked(person, count)).mappings()]
     standing = {line["answer_id"] for line in looked if not line["retracted"]}

@@ -199,19 +199,21 @@ def one(request: Request, visitor: Viewer, content: Content) -> dict[str, Any]:
     item = items.one(settings, content)
     if item is None:
         raise RefusedError(404, "no_item", "这张图片不在审核队列中。")
+    alike = items.alike(settings, item, _ALIKE)
+    contents = (content, *(one["content_sha256"] for one in item.siblings), *(one.content_sha256 for one in alike))
+    view = shown.View.of(settings, contents)
     return {
-        "item": shown.items(settings, [item])[0],
-        "siblings": shown.siblings(settings, item),
-        "alike": shown.items(settings, items.alike(settings, item, _ALIKE)),
-        "opinions": _opinions(settings, item),
+        "item": view.items([item])[0],
+        "siblings": view.siblings(item),
+        "alike": view.items(alike),
+        "opinions": _opinions(settings, view.known, item),
     }
 
 
-def _opinions(settings: Settings, item: Item) -> list[dict[str, Any]] | None:
+def _opinions(settings: Settings, known: Taxonomy, item: Item) -> list[dict[str, Any]] | None:
     """What was said of a disputed item; of any other nobody sees what the first one said."""
     if item.state != "disputed":
         return None
-    known = shown.names(settings)
     return [
         {"by": said.person, "kind": said.kind, "labels_zh": shown.named(known, said.labels)}
         for said in opinions.looks(settings, item.content_sha256)
@@ -242,11 +244,8 @@ def undo(request: Request, visitor: Reviewer, body: Annotated[UndoBody, Depends(
     """Takes back the asker's own answers; their items are theirs again."""
     settings = settings_of(request)
     results = answering.undo(settings, visitor.name, body.answer_ids)
-    found = [items.one(settings, result.content) for result in results if result.content]
-    return {
-        "results": [dataclasses.asdict(result) for result in results],
-        "items": shown.items(settings, [item for item in found if item is not None]),
-    }
+    found = items.of_contents(settings, [result.content for result in results if result.content])
+    return {"results": [dataclasses.asdict(result) for result in results], "items": shown.items(settings, found)}
 
 
 @router.get("/history")

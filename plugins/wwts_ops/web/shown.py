@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -52,11 +53,45 @@ def read(root: str, s3_endpoint: str, name: str) -> Taxonomy:
     return taxonomy.read(Store(root, s3_endpoint), name)
 
 
+@dataclass(frozen=True)
+class View:
+    """What items are shown with.
+
+    Attributes:
+        known: what labels are called now.
+        there: contents that have a picture.
+    """
+
+    known: Taxonomy
+    there: Set[str]
+
+    @classmethod
+    def of(cls, settings: Settings, contents: Iterable[str]) -> View:
+        """Of ``contents``, asked for all at once; errors as in :func:`names`."""
+        return cls(names(settings), pictures.present(Store.of(settings), list(contents)))
+
+    def items(self, found: Iterable[Item]) -> list[dict[str, Any]]:
+        """Items as the page shows them, in the given order."""
+        return [_item(one, self.known, one.content_sha256 in self.there) for one in found]
+
+    def siblings(self, item: Item) -> list[dict[str, Any]]:
+        """The SKU's other images, those of other contents."""
+        return [
+            {
+                "image_id": one["image_id"],
+                "content": one["content_sha256"],
+                "label_id": one["label_id"],
+                "label_zh": name_of(self.known, one["label_id"], one["label_zh"]),
+                "confidence": one["confidence"],
+                "has_picture": one["content_sha256"] in self.there,
+            }
+            for one in item.siblings
+        ]
+
+
 def items(settings: Settings, found: Sequence[Item]) -> list[dict[str, Any]]:
-    """Items as the page shows them, in the given order."""
-    known = names(settings)
-    there = pictures.present(Store.of(settings), [one.content_sha256 for one in found])
-    return [_item(one, known, one.content_sha256 in there) for one in found]
+    """Items as the page shows them, in the given order; errors as in :func:`names`."""
+    return View.of(settings, [one.content_sha256 for one in found]).items(found)
 
 
 def _item(item: Item, known: Taxonomy, has_picture: bool) -> dict[str, Any]:  # noqa: FBT001 (a field)
@@ -97,23 +132,6 @@ def _tag(tag: Mapping[str, Any], known: Taxonomy) -> dict[str, Any]:
         "score": tag["score"],
         "category_path": "" if label is None else label.category_path,
     }
-
-
-def siblings(settings: Settings, item: Item) -> list[dict[str, Any]]:
-    """The SKU's other images, those of other contents."""
-    known = names(settings)
-    there = pictures.present(Store.of(settings), [one["content_sha256"] for one in item.siblings])
-    return [
-        {
-            "image_id": one["image_id"],
-            "content": one["content_sha256"],
-            "label_id": one["label_id"],
-            "label_zh": name_of(known, one["label_id"], one["label_zh"]),
-            "confidence": one["confidence"],
-            "has_picture": one["content_sha256"] in there,
-        }
-        for one in item.siblings
-    ]
 
 
 def name_of(known: Taxonomy, label_id: str | None, told: str | None = None) -> str | None:
