@@ -326,7 +326,7 @@ class TestServer:
         ],
     )
     def test_no_password_is_shown(self, text: str, shown: str) -> None:
-        assert tracking.shown(text) == shown
+        assert tracking.without_password(text) == shown
 
     def test_a_database_that_cannot_be_opened(self, make_settings: Make, tmp_path: Path) -> None:
         (tmp_path / "mlflow.db").write_bytes(b"no database, but long enough to be looked at" * 100)

@@ -30,7 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 import wwts_ops
-from wwts_ops import deployment, health, servers
+from wwts_ops import deployment, health, servers, tracking
 from wwts_ops.errors import WwtsError
 from wwts_ops.fetch import check_uri
 from wwts_ops.settings import Settings
@@ -393,8 +393,8 @@ def _mlflow(settings: Settings) -> list[Check]:
             return [Check("mlflow", "ok", f"{path} is not there yet; the first night makes it")]
     elif uri.startswith("http") and health.answer(uri.rstrip("/") + health.MLFLOW_PATH) is None:
         advice = "Start it (`wwts up`), or correct MLFLOW_TRACKING_URI."
-        return [Check("mlflow", "fail", f"{servers.without_password(uri)} does not answer", advice)]
-    return _champion(settings, servers.without_password(uri))
+        return [Check("mlflow", "fail", f"{tracking.without_password(uri)} does not answer", advice)]
+    return _champion(settings, tracking.without_password(uri))
 
 
 def _champion(settings: Settings, shown: str) -> list[Check]:
@@ -408,7 +408,7 @@ def _champion(settings: Settings, shown: str) -> list[Check]:
         found = client.get_model_version_by_alias(settings.model_name, "champion")
     except (MlflowException, SQLAlchemyError) as error:
         # MLflow's own words hold the URI, password and all.
-        first = servers.without_password(str(error).splitlines()[0])
+        first = tracking.without_password(str(error).splitlines()[0])
         if getattr(error, "error_code", "") not in _ABSENT:
             return [Check("mlflow", "fail", f"{shown}: {first}", "Check MLFLOW_TRACKING_URI and that the server runs.")]
         advice = "The first night registers the embedded default."

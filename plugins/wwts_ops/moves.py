@@ -459,26 +459,12 @@ def aliases(client: Any, name: str) -> dict[str, str | None]:
 
 
 def _model(client: Any, name: str) -> Any:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code in tracking.ABSENT:
-            return None
-        raise
+    return tracking.found(client.get_registered_model, name)
 
 
 def is_there(client: Any, name: str, version: str | None) -> bool:
     """Whether MLflow still has that version."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return version is not None and client.get_model_version(name, version) is not None
-    except MlflowException as error:
-        if error.error_code in tracking.ABSENT:
-            return False
-        raise
+    return version is not None and tracking.found(client.get_model_version, name, version) is not None
 
 
 def _tagged(client: Any, name: str, read: Callable[[str, str], Move | None]) -> list[Move]:

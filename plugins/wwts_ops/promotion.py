@@ -258,14 +258,7 @@ def _proposal(settings: Settings, client: Any, version: str | None, override: Ov
 
 def _whole(client: Any, name: str, version: str) -> ModelVersion:
     """The version, when wwts registered it and its upload was finished."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        entry = client.get_model_version(name, version)
-    except MlflowException as error:
-        if error.error_code not in tracking.ABSENT:
-            raise
-        raise WwtsError(f"Model {name} has no version {version}; see `wwts models list`.") from error
+    entry = tracking.entry(client, name, version)
     model = ModelVersion.of(entry)
     if str(entry.status) != "READY" or not _uploaded(client, str(entry.source)):
         raise WwtsError(f"Version {version} of {name} was not uploaded to its end; register it again.")
@@ -275,16 +268,11 @@ def _whole(client: Any, name: str, version: str) -> ModelVersion:
 def _uploaded(client: Any, source: str) -> bool:
     """Whether the logged model behind a version is complete; half-uploaded ones can be registered by hand."""
     from mlflow.entities import LoggedModelStatus
-    from mlflow.exceptions import MlflowException
 
     if not source.startswith("models:/"):
         return False
-    try:
-        return bool(client.get_logged_model(source.removeprefix("models:/")).status == LoggedModelStatus.READY)
-    except MlflowException as error:
-        if error.error_code in tracking.ABSENT:
-            return False
-        raise
+    logged = tracking.found(client.get_logged_model, source.removeprefix("models:/"))
+    return logged is not None and bool(logged.status == LoggedModelStatus.READY)
 
 
 def _verdict(client: Any, model: ModelVersion) -> Verdict:

@@ -206,8 +206,9 @@ def _facts(settings: Settings, before: datetime, now: datetime) -> _Facts:
     known = {one.tags.get("model_sha256") for one in versions}
     if not versions or (plans and known.isdisjoint({plan.model_sha256 for plan in plans})):
         raise WwtsError(
-            f"MLflow at {tracking.shown(settings.resolved_tracking_uri)} has no version that tagged anything in "
-            f"{store.root}, so nobody can say what is still needed; mend MLFLOW_TRACKING_URI. Nothing was deleted."
+            f"MLflow at {tracking.without_password(settings.resolved_tracking_uri)} has no version that tagged "
+            f"anything in {store.root}, so nobody can say what is still needed; mend MLFLOW_TRACKING_URI. "
+            "Nothing was deleted."
         )
     pointer = published.current(store)
     read, there = int(pointer.value.get("answers", 0)) if pointer else 0, corrections.latest(settings)

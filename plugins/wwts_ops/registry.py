@@ -154,9 +154,9 @@ def _refuse_an_emptied_registry(settings: Settings) -> None:
     before = _recorded_champion(settings)
     if before is not None:
         raise WwtsError(
-            f"MLflow at {tracking.shown(settings.resolved_tracking_uri)} has no version of {settings.model_name}, but "
-            f"version {before} was champion. Restore MLflow or mend MLFLOW_TRACKING_URI; to begin anew, set another "
-            "WWTS_MODEL_NAME."
+            f"MLflow at {tracking.without_password(settings.resolved_tracking_uri)} has no version of "
+            f"{settings.model_name}, but version {before} was champion. Restore MLflow or mend MLFLOW_TRACKING_URI; "
+            "to begin anew, set another WWTS_MODEL_NAME."
         )
 
 
@@ -189,7 +189,7 @@ def resolve(settings: Settings, version: str | None) -> ModelVersion:
     if version is None:
         return ensure_champion(settings)
     with tracking.connected(settings) as client:
-        return ModelVersion.of(_entry(client, settings.model_name, version))
+        return ModelVersion.of(tracking.entry(client, settings.model_name, version))
 
 
 def fetch(settings: Settings, model: ModelVersion) -> Tagger:
@@ -241,31 +241,14 @@ def code(settings: Settings, model: ModelVersion) -> Path:
     return cache.kept(_code_folder(settings, model), lambda folder: _code(folder, model), fill)
 
 
-def _entry(client: Any, name: str, version: str) -> Any:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version(name, version)
-    except MlflowException as error:
-        if error.error_code not in tracking.ABSENT:
-            raise
-        raise WwtsError(f"Model {name} has no version {version}; see `wwts models list`.") from error
-
-
 def _asked(settings: Settings) -> ModelVersion | None:
     with tracking.connected(settings, tracking.ANSWER_SECONDS) as client:
         return _champion(client, settings.model_name)
 
 
 def _champion(client: Any, name: str) -> ModelVersion | None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return ModelVersion.of(client.get_model_version_by_alias(name, CHAMPION))
-    except MlflowException as error:
-        if error.error_code in tracking.ABSENT:
-            return None
-        raise
+    entry = tracking.found(client.get_model_version_by_alias, name, CHAMPION)
+    return None if entry is None else ModelVersion.of(entry)
 
 
 # ------------------------------------------------------------------ from MLflow
@@ -303,7 +286,7 @@ def _downloaded(client: Any, model: ModelVersion, below: str = "") -> Iterator[P
     """
     from mlflow import artifacts
 
-    entry = _entry(client, model.name, model.version)
+    entry = tracking.entry(client, model.name, model.version)
     # A version can be registered by hand while its files are still on their way. `model_id` is not kept by servers.
     logged = re.fullmatch(r"models:/(m-\w+)", entry.source or "")
     status = client.get_logged_model(logged[1]).status if logged else entry.status
@@ -364,7 +347,7 @@ def _remember(settings: Settings, found: ModelVersion | None) -> None:
     if found is None:
         store.delete(key)
         return
-    registry = tracking.shown(settings.resolved_tracking_uri)
+    registry = tracking.without_password(settings.resolved_tracking_uri)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     store.write_json(key, {"registry": registry, "model": asdict(found), "resolved_at": now})
 
@@ -374,7 +357,7 @@ def _remembered(settings: Settings, away: UnavailableError) -> Resolved:
     try:
         note = store.read_json(key)
         model, since = ModelVersion(**note["model"]), datetime.fromisoformat(note["resolved_at"])
-        same = note["registry"] == tracking.shown(settings.resolved_tracking_uri)
+        same = note["registry"] == tracking.without_password(settings.resolved_tracking_uri)
     except FileNotFoundError:
         raise UnavailableError(f"{away} No champion was confirmed on this machine before.") from away
     except (WwtsError, KeyError, TypeError, ValueError) as error:

@@ -34,7 +34,7 @@ from typing import IO
 from rich.console import Console
 
 import wwts_ops
-from wwts_ops import health, watchdog
+from wwts_ops import health, tracking, watchdog
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
 
@@ -445,17 +445,12 @@ def _announce(addresses: _Addresses, fleet: _Fleet, console: Console) -> None:
         f"图片审核 (review page): {addresses.airflow}/wwts/",
         f"用户 (user): {USER}",
         f"密码 (password): {password}",
-        f"MLflow 地址 (address): {without_password(addresses.tracking_uri)}{whose}",
+        f"MLflow 地址 (address): {tracking.without_password(addresses.tracking_uri)}{whose}",
         f"日志 (logs): {fleet.logs}",
         "按 Ctrl-C 停止全部服务 (Ctrl-C stops all of them)",
     )
     for line in lines:
         console.print(line, markup=False)
-
-
-def without_password(uri: str) -> str:
-    """``uri``, or a sentence with URIs in it, without anybody's user, password or token."""
-    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", re.sub(r"://[^/\s]*@", "://***@", uri))
 
 
 @contextmanager

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
 
+T = TypeVar("T")
+
 #: What MLflow answers when asked for a version or an alias that is not there, or is no number.
-ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 #: MLflow's error codes that asking again does not change.
 _LASTING = frozenset(
     {"BAD_REQUEST", "CUSTOMER_UNAUTHORIZED", "INVALID_PARAMETER_VALUE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
@@ -99,7 +101,7 @@ def connected(settings: Settings, seconds: int = TRANSFER_SECONDS) -> Iterator[A
     # The causes are left out of the traceback: their own words hold the URI with its password.
     except MlflowException as error:
         if error.error_code in _LASTING:
-            raise WwtsError(f"MLflow at {shown(uri)} refuses: {shown(str(error))}") from None
+            raise WwtsError(without_password(f"MLflow at {uri} refuses: {error}")) from None
         raise _unavailable(uri, error) from None
     except (SQLAlchemyError, OSError) as error:
         raise _unavailable(uri, error) from None
@@ -160,10 +162,34 @@ def _borrowed(uri: str, seconds: int) -> Iterator[None]:
                 del os.environ[_TIMEOUT]
 
 
+def found(ask: Callable[..., T], *given: Any) -> T | None:
+    """What MLflow answers to ``ask`` of ``given``; None when there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return ask(*given)
+    except MlflowException as error:
+        if error.error_code in _ABSENT:
+            return None
+        raise
+
+
+def entry(client: Any, name: str, version: str) -> Any:
+    """MLflow's own record of a version.
+
+    Raises:
+        WwtsError: when there is none.
+    """
+    known = found(client.get_model_version, name, version)
+    if known is None:
+        raise WwtsError(f"Model {name} has no version {version}; see `wwts models list`.")
+    return known
+
+
 def _unavailable(uri: str, error: Exception) -> UnavailableError:
-    return UnavailableError(f"MLflow at {shown(uri)} does not answer as it should: {shown(str(error))}")
+    return UnavailableError(without_password(f"MLflow at {uri} does not answer as it should: {error}"))
 
 
-def shown(text: str) -> str:
+def without_password(text: str) -> str:
     """``text`` without the user, password or token of any URI in it."""
     return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", re.sub(r"://[^/\s]*@", "://***@", text))
