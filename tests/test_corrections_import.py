@@ -8,14 +8,14 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import review_table
 import structlog
-from import_shop import FRUIT, ImportShop, content_of
-from move_shop import postgresql
+from import_shop import FRUIT, LABELS, ImportShop, content_of
 from typer.testing import CliRunner
 from written_nights import NOON, Nights, auto, review, tag_row
 
@@ -31,18 +31,10 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["import_shop", "psycopg", "alembic.command"])
 
 
-@pytest.fixture(scope="module")
-def urls() -> Iterator[Callable[[], str]]:
-    with postgresql() as make:
-        yield make
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def shop(request: pytest.FixtureRequest, clean_environment: None, tmp_path: Path) -> ImportShop:
+@pytest.fixture
+def shop(clean_environment: None, database_url: str, tmp_path: Path) -> ImportShop:
     """A published night of ``FRUIT``."""
-    folder = tmp_path / "店 1"
-    url = f"sqlite:///{folder / 'wwts.db'}" if request.param == "sqlite" else request.getfixturevalue("urls")()
-    made = ImportShop(folder, url)
+    made = ImportShop(tmp_path / "店 1", database_url)
     made.night(FRUIT)
     made.publish()
     return made
@@ -76,6 +68,10 @@ class TestWhichImage:
     def test_names_in_any_script(self, shop: ImportShop) -> None:
         shop.bring("uri,label_zh", ("图片/丁 🍎.jpg", "桃🍑"))
         assert shop.in_force() == {content_of("图片/丁 🍎"): ("correct", ["t:桃"])}
+
+    def test_a_path_as_windows_writes_it(self, shop: ImportShop) -> None:
+        done = shop.bring("image_id,uri,label_id", ("图片\\丁 🍎", "", "t:桃"))
+        assert (done.added, set(shop.in_force())) == (1, {content_of("图片/丁 🍎")})
 
     def test_in_a_folder_of_images(self, shop: ImportShop, tmp_path: Path) -> None:
         folder = tmp_path / "照片"
@@ -196,6 +192,25 @@ class TestNewLabels:
         assert shop.labels()["t:榴莲"] == Label("t:榴莲", "榴莲", "", "金枕|猫山王", "食品 > 水果 > 热带")
         assert list(shop.in_force().values()) == [("correct", ["t:榴莲"])] * 3 + [("correct", ["t:芒果"])]
 
+    @pytest.mark.parametrize(
+        ("label_id", "name", "path", "told"),
+        [
+            ("6.90123E+12", "可乐", "", "lost its digits in a spreadsheet"),
+            ("t:新", "#N/A", "", "label_zh is #N/A, a formula that failed"),
+            ("商品", "可乐", "甲 > 乙 > 丙 > 丁", "one to three levels"),
+            ("imagenet:n1", "可乐", "", "must not begin with imagenet:"),
+            ("t:新", "可" * 101, "", "longer than 100 characters"),
+        ],
+    )
+    def test_what_could_be_no_label(self, shop: ImportShop, label_id: str, name: str, path: str, told: str) -> None:
+        done = shop.bring("image_id,label_id,label_zh,category_path", ("a", label_id, name, path))
+        assert told in reasons(done)[2]
+        assert set(shop.labels()) == {label.label_id for label in LABELS}
+
+    def test_a_number_that_lost_digits(self, shop: ImportShop) -> None:
+        path = shop.file("image_id,label_id,label_zh", ("a", 690123456789012345, "可乐"), suffix=".xlsx")
+        assert "a spreadsheet loses digits" in reasons(shop.bring_file(path))[2]
+
     def test_rows_must_agree(self, shop: ImportShop) -> None:
         done = shop.bring(
             self.HEADER,
@@ -210,7 +225,7 @@ class TestNewLabels:
 
     def test_a_path_with_an_empty_level_is_refused(self, shop: ImportShop) -> None:
         done = shop.bring(self.HEADER, ("a", "t:榴莲", "榴莲", "", "食品 > > 水果"))
-        assert "no level empty" in reasons(done)[2]
+        assert "one to three levels, none empty" in reasons(done)[2]
 
     def test_a_label_that_no_good_row_names_is_not_made(self, shop: ImportShop) -> None:
         done = shop.bring(self.HEADER, ("fehlt", "t:榴莲", "榴莲", "", ""))
@@ -247,8 +262,20 @@ class TestAgain:
         shop.bring_file(path)
         shop.answer("a", "t:苹果")
         corrections.retract(shop.settings, [content_of("b")], "wang")
-        assert shop.bring_file(path) == Imported(0, 2, ())
+        assert shop.bring_file(path) == Imported(0, 2, (), superseded=2)
         assert shop.in_force() == {content_of("a"): ("correct", ["t:苹果"])}
+
+    def test_nor_does_it_say_anything_of_a_picture_that_came_since(self, shop: ImportShop) -> None:
+        path = shop.file("image_id,label_id", ("a", "t:梨"), ("b", "t:桃"))
+        shop.bring_file(path)
+        shop.night({"a": auto("苹果")}, {"a": "2", "副本a": "1", "b": "1", "c": "1", "图片/丁 🍎": "1"})
+        done = shop.bring_file(path)
+        assert (done.added, done.unchanged) == (0, 1)
+        assert "said so of another picture that a had then (answer 1)" in reasons(done)[2]
+        assert shop.bring("image_id,label_id", ("a", "t:苹果")).added == 1, "it is something else"
+        later = f"{datetime.now(UTC) + timedelta(hours=1):%Y-%m-%d %H:%M:%S}+00:00"
+        assert shop.bring("image_id,label_id,answered_at", ("a", "t:梨", later)).added == 1
+        assert shop.in_force()[content_of("a", "2")] == ("correct", ["t:梨"])
 
     def test_nor_does_it_with_further_rows(self, shop: ImportShop) -> None:
         shop.bring("image_id,label_id", ("a", "t:梨"), ("b", "t:桃"))
@@ -344,6 +371,21 @@ class TestWhatIsSaid:
         }
         assert [(row["retracts"], row["reason"]) for row in shop.answers()[-2:]] == [(None, "not_an_image"), (1, None)]
 
+    def test_right_with_another_label_is_a_correction(self, shop: ImportShop) -> None:
+        """A column of kinds says 正确 beside the right label as easily as of the tag that was shown."""
+        shop.bring("image_id,label_id,类型", ("a", "t:桃", "正确"), ("b", "t:梨", "正确"))
+        assert shop.in_force() == {content_of("a"): ("correct", ["t:桃"]), content_of("b"): ("confirm", ["t:梨"])}
+
+    def test_of_the_queue_though_answered_in_a_spreadsheet(self, shop: ImportShop) -> None:
+        database.upgrade(shop.settings)
+        queue = review_table.Table(shop.settings)
+        assert queue.put("a 1") == content_of("a")
+        queue.put("b 1", shown_because="audit", sampling_probability=0.02)
+        rows = [(name, "t:桃", "") for name in "abc"]
+        shop.bring("image_id,label_id,shown_because", *rows, ("图片/丁 🍎", "t:桃", "spot check"))
+        shown = [(row["shown_because"], row["sampling_probability"]) for row in shop.answers()]
+        assert shown == [("review", 1.0), ("audit", 0.02), ("import", None), ("spot check", None)]
+
     def test_a_file_that_takes_back_does_so_once(self, shop: ImportShop) -> None:
         shop.answer("a", "t:梨")
         shop.answer("a", "t:桃")
@@ -360,11 +402,12 @@ class TestWhatIsSaid:
             ("kind", "maybe", "none of confirm, correct"),
             ("kind", "wrong_unknown", "takes no label"),
             ("reason", "ugly", "only reject_image takes a reason"),
-            ("sampling_probability", "5%", "above 0 and at most 1"),
-            ("sampling_probability", "0", "above 0 and at most 1"),
-            ("sampling_probability", "nan", "above 0 and at most 1"),
+            ("sampling_probability", "5%", "from 0.000001 to 1"),
+            ("sampling_probability", "1e-320", "from 0.000001 to 1"),
+            ("sampling_probability", "nan", "from 0.000001 to 1"),
             ("answered_at", "46082", "is no time"),
             ("answered_at", "2999-01-01", "still to come"),
+            ("answered_at", "9999-12-31T23:59:59-08:00", "is no time"),
             ("answered_by", "x" * 101, "100 are the most"),
             ("comment", "a\x00b", "control character"),
             ("content_sha256", "abc", "64 hex digits"),
@@ -375,6 +418,13 @@ class TestWhatIsSaid:
         found = reasons(done)
         assert [line for line, (_, _, told) in enumerate(cases, 2) if told not in found[line]] == []
         assert (len(found), len(shop.answers())) == (len(cases), 1)
+
+    @pytest.mark.parametrize("above", ["sep=;\n", "\n\n", "；；\n".replace("；", ";")])
+    def test_what_stands_above_the_header(self, shop: ImportShop, above: str) -> None:
+        path = shop.folder / "oben.csv"
+        path.write_text(f"{above}image_id;label_id\na;t:梨\nfehlt;t:梨\n", encoding="utf-8")
+        done = shop.bring_file(path)
+        assert (done.added, set(reasons(done))) == (1, {above.count("\n") + 3})
 
     def test_no_image_no_cells(self, shop: ImportShop) -> None:
         path = shop.folder / "krumm.csv"
@@ -410,6 +460,14 @@ class TestOldTags:
         corrections.import_weak(shop.nights.store, shop.settings, path, "li")
         assert shop.bring_file(path) == Imported(1, 0, ())
         assert shop.in_force() == {content_of("b"): ("correct", ["t:桃"])}
+
+    def test_they_can_be_taken_back(self, shop: ImportShop) -> None:
+        shop.bring_weak("image_id,label_id", ("a", "t:桃"), ("b", "t:梨"))
+        shop.answer("b", "t:苹果")
+        assert shop.bring("image_id,kind", ("a", "retract"), ("b", "retract")).added == 2
+        assert shop.in_force() == {}
+        weak = corrections.weak(corrections.frozen(shop.settings))
+        assert weak["content_sha256"].to_pylist() == [content_of("b")]
 
     def test_they_are_labels(self, shop: ImportShop) -> None:
         done = shop.bring_weak("image_id,kind", ("a", "wrong_unknown"))

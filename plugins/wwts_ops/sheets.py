@@ -39,6 +39,16 @@ LABEL_ALIASES = {"标签id": "label_id", "标签编号": "label_id"}
 #: What no cell may hold, and no database or page could show.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
+#: Columns that must not be numbers with a part lost.
+_IDS = ("image_id", "label_id")
+#: What a spreadsheet shows where a formula has no value.
+_FAILED = frozenset({"#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!"})
+#: The line by which Excel tells itself how cells are separated.
+_TOLD = re.compile("sep=.?", re.IGNORECASE)
+
+#: A row's number, as a spreadsheet counts, and its values.
+Line = tuple[int, Sequence[Any]]
+
 #: What .xlsx or .parquet may unpack to.
 _MAX_UNPACKED = 2**29
 _SEPARATOR = re.compile("[|｜]")
@@ -136,11 +146,20 @@ def _read(source: Path, form: Form) -> Sheet:
     if source.stat().st_size > form.max_bytes:
         raise WwtsError(f"{source} has more than {form.max_bytes >> 20} MiB; split it.")
     found = reader(source, form)
-    header = [_header(name) for name in next(found, ())]
+    line, first = _first(found)
+    header = [_header(name) for name in first]
     columns = [form.aliases.get(name.casefold(), name.casefold()) for name in header]
     _check_columns(source, columns, form)
     ignored = tuple(name for name, column in zip(header, columns, strict=True) if column not in form.columns and name)
-    return Sheet(tuple(_rows(source, found, columns, form)), ignored)
+    return Sheet(tuple(_rows(source, enumerate(found, start=line + 1), columns, form)), ignored)
+
+
+def _first(found: Iterator[Sequence[Any]]) -> Line:
+    """The row of the header, and its line: there may be blank ones above it, and one for Excel alone."""
+    for line, values in enumerate(found, start=1):
+        if not all(_blank(value) for value in values) and not _TOLD.fullmatch(str(values[0])):
+            return line, values
+    return 1, ()
 
 
 def _header(cell: object) -> str:
@@ -159,9 +178,9 @@ def _check_columns(source: Path, columns: Sequence[str], form: Form) -> None:
             raise WwtsError(f"{source} needs a column {choice}; {has}.")
 
 
-def _rows(source: Path, found: Iterable[Sequence[Any]], columns: Sequence[str], form: Form) -> Iterator[Row]:
+def _rows(source: Path, found: Iterable[Line], columns: Sequence[str], form: Form) -> Iterator[Row]:
     count = 0
-    for line, values in enumerate(found, start=2):
+    for line, values in found:
         filled = [_blank(value) for value in values]
         if all(filled):
             continue
@@ -184,9 +203,11 @@ def _row(line: int, values: dict[str, Any], form: Form) -> Row:
     cells, problem = {}, ""
     for column in form.columns:
         value = values.get(column)
-        if column == "image_id" and isinstance(value, int | float) and not (_blank(value) or _is_exact(value)):
-            problem = f"image_id {value} is a number, of which a spreadsheet loses digits; enter it again as text"
+        if column in _IDS and isinstance(value, int | float) and not (_blank(value) or _is_exact(value)):
+            problem = f"{column} {value} is a number, of which a spreadsheet loses digits; enter it again as text"
         text = _text(value)
+        if text in _FAILED:
+            problem = f"{column} is {text}, a formula that failed; mend it in the spreadsheet"
         if text:
             cells[column] = text
     return Row(f"row {line}", cells, problem, line)
@@ -211,7 +232,8 @@ def _text(value: object) -> str:
 def _csv_rows(source: Path, form: Form) -> Iterator[Sequence[Any]]:
     del form
     text = _decoded(source)
-    first = text.partition("\n")[0]
+    lines = (line for line in text.splitlines() if line.strip() and not _TOLD.fullmatch(line.strip()))
+    first = next(lines, "")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",\t;", key=first.count), strict=True)
     number = 0
     try:

@@ -75,6 +75,8 @@ def _print_import(done: Imported, source: Path, noun: str) -> None:
         out.print(f"… and {len(done.refused) - _SHOWN_REFUSALS:,} more refused rows.")
     rows = f"{len(done.refused):,} row{'' if len(done.refused) == 1 else 's'} refused"
     out.print(f"{done.added:,} {noun} added, {done.unchanged:,} rows unchanged, {rows}.")
+    if done.superseded:
+        out.print(f"{done.superseded:,} of those unchanged were answered anew or taken back since, and stay so.")
     if done.refused:
         out.print(f"Mend the refused rows and import {source.name} again; the others stay as they are.", markup=False)
 

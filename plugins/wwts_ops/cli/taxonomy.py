@@ -257,6 +257,7 @@ def _write(edit: Edit) -> None:
         done: Applied = taxonomy_changes.write(store, found, user(), None, edit)
     _print_differences(done.differences)
     out.print(f"Taxonomy {done.after.version} is in force; the next run uses it.", markup=False)
+    out.print("`wwts run retag_catalog` brings what is tagged already up to date.")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from wwts_ops import sheets, taxonomy
 from wwts_ops.corrections.answers import KINDS, LABELLED
+from wwts_ops.digest import SHA256
 from wwts_ops.errors import WwtsError
 from wwts_ops.images import REASONS
 from wwts_ops.sheets import CONTROL, Form, Row
@@ -61,6 +62,7 @@ _KINDS_ZH = {
     "标签错误": "wrong_unknown",
     "拒绝": "reject_image",
     "图片不合格": "reject_image",
+    "图片有问题": "reject_image",
     "撤回": "retract",
     "撤销": "retract",
 }
@@ -68,7 +70,10 @@ _MOST = {"uri": 4096, "image_id": 2048, "comment": 4000, "answered_by": 100, "sh
     _LABEL, 500
 )
 _MAX_LABELS = 20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+#: One in a million: no shop draws fewer, and what is divided by it stays a number.
+_LEAST = 1e-6
+#: A long number as a spreadsheet rewrites it: the digits are gone.
+_REWRITTEN = re.compile(r"[+-]?\d(\.\d+)?E\+?\d+", re.IGNORECASE)
 #: As Excel shows times on Chinese Windows.
 _TIMES = ("%Y/%m/%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y/%m/%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 
@@ -91,7 +96,7 @@ class Draft:
         comment: as written.
         reason: of ``reject_image``.
         shown_because: why the image was shown.
-        sampling_probability: 0–1, without 0.
+        sampling_probability: 0.000001–1.
         answered_by: who.
         answered_at: UTC.
     """
@@ -170,7 +175,7 @@ class Reader:
             shown = re.sub(r"[\r\n\t]", " ", text) if name == "comment" else text
             yield bool(CONTROL.search(shown)), f"{name} {_plain(text)!r} holds a control character; remove it"
         content = cells.get("content_sha256", "0" * 64)
-        yield not _SHA256.fullmatch(content.lower()), f"content_sha256 {content[:100]!r} must have 64 hex digits"
+        yield not SHA256.fullmatch(content.lower()), f"content_sha256 {content[:100]!r} must have 64 hex digits"
         yield from _label_problems(cells)
         yield from self._said_problems(cells)
 
@@ -181,11 +186,11 @@ class Reader:
         known = ", ".join(REASONS)
         yield rejected and reason is not None and reason not in REASONS, f"reason {reason!r} is none of {known}"
         wrong = probability is not None and not _is_probability(probability)
-        yield wrong, f"sampling_probability {probability!r} must be above 0 and at most 1"
+        yield wrong, f"sampling_probability {probability!r} must be from {_LEAST:f} to 1"
         when = cells.get("answered_at")
         try:
             at = self._time(when)
-        except ValueError:
+        except (ValueError, OverflowError):
             yield True, f"answered_at {when!r} is no time; write 2026-03-01 14:30"
             return
         yield at is not None and at > self._now + timedelta(days=1), f"answered_at {when} is still to come"
@@ -195,6 +200,7 @@ class Reader:
 
         Raises:
             ValueError: it is no time.
+            OverflowError: it is none in UTC.
         """
         if text is None:
             return None
@@ -207,6 +213,8 @@ class Reader:
 def _label_problems(cells: Mapping[str, str]) -> Iterator[tuple[bool, str]]:
     kind = _kind(cells)
     yield kind is not None and kind not in KINDS, f"kind {kind!r} is none of {', '.join(KINDS)}"
+    lost = next(filter(_REWRITTEN.fullmatch, sheets.parts(cells.get("label_id", ""))), None)
+    yield lost is not None, f"label_id {lost} lost its digits in a spreadsheet; enter it again as text"
     ids, names = (sheets.parts(cells.get(column, "")) for column in ("label_id", "label_zh"))
     labelled = kind is None or kind in LABELLED
     yield labelled and kind != "confirm" and not ids + names, "it names no label; fill in label_id or label_zh"
@@ -223,7 +231,7 @@ def _kind(cells: Mapping[str, str]) -> str | None:
 
 def _is_probability(text: str) -> bool:
     try:
-        return 0 < float(text) <= 1
+        return _LEAST <= float(text) <= 1
     except ValueError:
         return False
 

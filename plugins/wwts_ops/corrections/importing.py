@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import sqlalchemy as sa
 from rich.console import Console
 from rich.progress import track
 
@@ -30,10 +31,13 @@ from wwts_ops.storage import Store
 SOURCE = "import"
 _TRIES = 20
 _EPOCH = datetime.fromtimestamp(0, UTC)
-_HISTORY = ["number", "answer_id", "answered_at", "answered_by", "content_sha256", "kind", "labels", "source", "weak"]
+_HISTORY = ["number", "answer_id", "answered_at", "answered_by", "image_id", "content_sha256", "kind", "labels"]
+_HISTORY += ["source", "weak"]
 
 #: What an answer says, without how: equal ones agree.
 Said = tuple[Any, ...]
+#: Why a content is in the queue, and with what probability.
+Drawn = tuple[str | None, float | None]
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -56,6 +60,7 @@ class Imported:
         refused: rows that were not imported, by line.
         labels_added: ids of the labels that the file introduced.
         ignored: columns of the file that mean nothing here.
+        superseded: of ``unchanged``, those that an import said before and that people changed or took back since.
     """
 
     added: int
@@ -63,6 +68,7 @@ class Imported:
     refused: tuple[Refusal, ...]
     labels_added: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    superseded: int = 0
 
 
 def import_answers(store: Store, settings: Settings, source: Path, author: str) -> Imported:
@@ -201,23 +207,26 @@ class _Work:
     def carry_out(self, placed: Sequence[tuple[Draft, Image]], known: Known, refused: _Refusals) -> Imported:
         """Adds labels, then answers; begins anew while others change what this was decided on."""
         contents = pa.array({image.content_sha256 for _, image in placed}, pa.string())
+        images = pa.array({image.image_id for _, image in placed} - {None}, pa.string())
         labels_added: list[str] = []
         for _ in range(_TRIES):
             refusals = refused.copy()
             names = Names(taxonomy.ensure(self.store, self.settings.forced_review), self.drafts)
             wisher = _Wisher(names, known, self.order)
             wishes = list(_kept(((draft.line, (draft, image)) for draft, image in placed), wisher.wish, refusals))
-            history = _History(answers.frozen(self.settings), contents)
+            history = _History(answers.frozen(self.settings), contents, images)
             news = list(self._news(_agreeing(wishes, names, refusals), history, refusals))
             if unknown := names.new(label for one in news for label in one.wish.labels):
                 with suppress(taxonomy.ChangedError):
                     labels_added += taxonomy.add(self.store, self.order.author, unknown)
                 continue
-            recorded = self._record([self._answer(one, known) for one in news], history.latest, contents)
+            drawn = {} if self.order.weak else _drawn(self.settings, [one.wish.image.content_sha256 for one in news])
+            recorded = self._record([self._answer(one, known, drawn) for one in news], history.latest, contents)
             if recorded is not None:
                 done = refusals.sorted()
                 good = len(placed) - (len(done) - len(refused.sorted()))
-                return Imported(recorded.added, good - recorded.added, done, tuple(labels_added))
+                unchanged = good - recorded.added
+                return Imported(recorded.added, unchanged, done, tuple(labels_added), superseded=history.superseded)
         raise UnavailableError(
             "Others change answers and labels all the time; nothing was added, try again in a minute."
         )
@@ -246,9 +255,13 @@ class _Work:
                 for one in group:
                     refusals.add(one.draft.line, error)
 
-    def _answer(self, news: _News, known: Known) -> Answer:
+    def _answer(self, news: _News, known: Known, drawn: Mapping[str, Drawn]) -> Answer:
         wish, draft = news.wish, news.wish.draft
         shown = known.shown(wish.image.content_sha256)
+        because, probability = draft.shown_because, draft.sampling_probability
+        if because is None and probability is None:
+            # Of the queue, though answered in a spreadsheet: thresholds must know that it was picked for being hard.
+            because, probability = drawn.get(wish.image.content_sha256, (None, None))
         return Answer(
             answer_id=news.answer_id,
             answered_at=draft.answered_at or self.order.now,
@@ -262,8 +275,8 @@ class _Work:
             reason=draft.reason,
             source=SOURCE,
             weak=self.order.weak,
-            shown_because=draft.shown_because or SOURCE,
-            sampling_probability=draft.sampling_probability,
+            shown_because=because or SOURCE,
+            sampling_probability=probability,
             retracts=news.retracts,
             model_version=shown.model_version,
             confidence=shown.confidence,
@@ -293,8 +306,21 @@ class _Wisher:
             if not published:
                 raise WwtsError("nothing is published of it that could be confirmed; fill in label_id or label_zh")
             labels = published
-        kind = draft.kind or ("confirm" if labels == published else "correct")
+        # What the column of kinds calls right may be the label that the row gives: 正确.
+        kind = draft.kind if draft.kind not in (None, "confirm") else "confirm" if labels == published else "correct"
         return _Wish(draft, image, labels, kind)
+
+
+def _drawn(settings: Settings, contents: Sequence[str]) -> dict[str, Drawn]:
+    """How those of ``contents`` came to be in the queue that are, or were, in it."""
+    item = database.review_items.c
+    asked = sa.select(item.content_sha256, item.shown_because, item.sampling_probability)
+    found: dict[str, Drawn] = {}
+    with database.looking(settings) as connection:
+        for chunk in database.chunks(contents):
+            rows = connection.execute(asked.where(item.content_sha256.in_(chunk)))
+            found.update({content: (because, probability) for content, because, probability in rows})
+    return found
 
 
 def _agreeing(wishes: Iterable[_Wish], names: Names, refusals: _Refusals) -> Iterator[list[_Wish]]:
@@ -318,10 +344,20 @@ class _History:
     Args:
         table: all answers, schema ``ANSWERS``.
         contents: those of the file.
+        images: ids of those that the file names.
+
+    Attributes:
+        latest: the highest number.
+        superseded: how many were held that people changed or took back since.
     """
 
-    def __init__(self, table: pa.Table, contents: pa.Array) -> None:
+    def __init__(self, table: pa.Table, contents: pa.Array, images: pa.Array) -> None:
+        self.superseded = 0
         self.latest: int = pc.max(table["number"]).as_py() or 0
+        before = table.filter(pc.and_(pc.equal(table["source"], SOURCE), pc.is_in(table["image_id"], value_set=images)))
+        self._by_image: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in before.select(_HISTORY).to_pylist():
+            self._by_image[row["image_id"]].append(row)
         ours = table.filter(pc.is_in(table["content_sha256"], value_set=contents))
         self._ids = set(ours["answer_id"].to_pylist())
         self._rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -336,18 +372,19 @@ class _History:
         Raises:
             WwtsError: when something newer was said since.
         """
-        content = wish.image.content_sha256
+        content, at = wish.image.content_sha256, wish.draft.answered_at
         in_force, old = self._in_force.get(content), self._weak.get(content) if weak else None
-        if answer_id in self._ids or any(
-            row and _said(row["kind"], row["labels"]) == wish.said for row in (in_force, old)
-        ):
+        if any(row and _said(row["kind"], row["labels"]) == wish.said for row in (in_force, old)):
             return True
-        at = wish.draft.answered_at
+        if answer_id in self._ids:
+            self.superseded += wish.kind != "retract"
+            return True
         if in_force and not weak and at and at < in_force["answered_at"]:
             raise WwtsError(
                 f"{in_force['answered_by']} answered later than {at:%Y-%m-%d %H:%M} UTC (answer {in_force['number']}); "
                 "leave answered_at empty if this is the newer word"
             )
+        self._check_picture(wish, weak)
         rows = [row for row in self._rows[content] if row["weak"] == weak]
         before = [row for row in rows if row["source"] == SOURCE and _said(row["kind"], row["labels"]) == wish.said]
         if before and (
@@ -359,6 +396,20 @@ class _History:
             )
         return False
 
+    def _check_picture(self, wish: _Wish, weak: bool) -> None:  # noqa: FBT001
+        """Refuses what an earlier import said of the picture that the image had then, of the one it has now."""
+        draft = wish.draft
+        if draft.content_sha256 or not wish.image.image_id:
+            return
+        for row in self._by_image[wish.image.image_id]:
+            same = row["weak"] == weak and _said(row["kind"], row["labels"]) == wish.said
+            newer = draft.answered_at and draft.answered_at > row["answered_at"]
+            if same and row["content_sha256"] != wish.image.content_sha256 and not newer:
+                raise WwtsError(
+                    f"an earlier import said so of another picture that {wish.image.image_id} had then "
+                    f"(answer {row['number']}); if it is right for the new one too, say in answered_at since when"
+                )
+
     def retractable(self, wish: _Wish) -> int | None:
         """The number of the answer that the wish takes back.
 
@@ -367,7 +418,7 @@ class _History:
         """
         if wish.kind != "retract":
             return None
-        row = self._in_force.get(wish.image.content_sha256)
+        row = self._in_force.get(wish.image.content_sha256) or self._weak.get(wish.image.content_sha256)
         if row is None:
             raise WwtsError("there is no answer to take back")
         return int(row["number"])

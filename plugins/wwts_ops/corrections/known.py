@@ -121,9 +121,9 @@ class Known:
         """For each column that is filled in, what it may mean, likeliest first."""
         named: dict[str, list[Key]] = {}
         if draft.image_id is not None:
-            named["image_id"] = [("image_id", draft.image_id)]
+            named["image_id"] = [("image_id", text) for text in _as_written(draft.image_id)]
         if draft.uri is not None:
-            named["uri"] = self._uris(draft.uri)
+            named["uri"] = [key for text in _as_written(draft.uri) for key in self._uris(text)]
         if draft.content_sha256 is not None:
             named["content_sha256"] = [("content_sha256", draft.content_sha256)]
         return named
@@ -148,6 +148,11 @@ def content_of(store: Store, settings: Settings, image_id: str) -> str:
     """
     draft = Draft(line=0, image_id=image_id)
     return Known(store, settings, [draft]).image(draft).content_sha256
+
+
+def _as_written(text: str) -> list[str]:
+    """``text``, and if it may be a path of Windows, as it is here."""
+    return list(dict.fromkeys((text, text.replace("\\", "/"))))
 
 
 def _nfc(text: str) -> str:

@@ -7,11 +7,15 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from wwts_ops import sheets, taxonomy
+from wwts_ops import sheets
 from wwts_ops.corrections.drafts import Draft
 from wwts_ops.errors import WwtsError
 from wwts_ops.taxonomy import Label, Taxonomy
+from wwts_ops.taxonomy_changes import checks
+from wwts_ops.taxonomy_changes.faults import FaultError
 
+#: What ids of the embedded labels begin with; a new one there would be a slip of the hand.
+_EMBEDDED = "imagenet:"
 _DETAILS = ("label_zh", "label_en", "synonyms_zh", "category_path")
 
 
@@ -98,7 +102,13 @@ class Names:
             if len(found) > 1:
                 each = " and ".join(repr(text) for text in found[:3])
                 raise WwtsError(f"label {label_id!r} is new, and rows give it {name} {each}; they must agree")
-        taxonomy.check([Label(label_id, details["label_zh"][0], category_path="".join(details["category_path"]))])
+        if label_id.startswith(_EMBEDDED):
+            raise WwtsError(f"there is no label {label_id!r}; ids of yours must not begin with {_EMBEDDED}")
+        texts: dict[str, Any] = {name: "".join(found) for name, found in details.items()}
+        try:
+            checks.check_alone(Label(label_id, **texts))
+        except FaultError as error:
+            raise WwtsError(error.english) from error
 
     def _identified(self, label_id: str) -> Label:
         label = self._known.by_id.get(label_id) or self._new.get(label_id)

@@ -36,6 +36,18 @@ def check(before: Taxonomy, after: Taxonomy) -> None:
             raise FaultError(key[0], **about)
 
 
+def check_alone(label: Label) -> None:
+    """Refuses what no label may be called, whatever else there is.
+
+    Raises:
+        FaultError: the first fault.
+    """
+    for key, about in _texts(label):
+        raise FaultError(key[0], **about)
+    if label.category_path and not _is_path(label.category_path):
+        raise FaultError("bad_path", path=label.category_path)
+
+
 def _faults(names: Taxonomy) -> Iterator[Found]:
     seen: set[str] = set()
     for label in names.labels:
@@ -122,7 +134,8 @@ def _duplicates(names: Taxonomy) -> Iterator[Found]:
 
 
 def _alike(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold().strip()
+    seen = "".join(one for one in name if unicodedata.category(one) != "Cf")
+    return unicodedata.normalize("NFKC", seen).casefold().strip()
 
 
 def _is_given(label: Label) -> bool:
