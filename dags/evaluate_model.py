@@ -57,14 +57,14 @@ def evaluate_model() -> None:
         evaluate.measure_latency(SETTINGS, evaluate.Order(**order))
 
     @task(task_display_name="门禁")
-    def judge(order: dict[str, Any]) -> str:
+    def judge(order: dict[str, Any]) -> dict[str, str]:
         from eval import evaluate
         from wwts_ops import rollout
 
         context = get_current_context()
         mode = "dry_run" if context["params"]["dry_run"] else "enforced"
         verdict = evaluate.judge(SETTINGS, evaluate.Order(**order), mode, rollout.person(context), rollout.run(context))
-        return "passed" if verdict.passed else "failed"
+        return {"version": verdict.model_version, "outcome": "passed" if verdict.passed else "failed"}
 
     order = prepare()
     accuracy(order) >> latency(order) >> judge(order)

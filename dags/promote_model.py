@@ -24,7 +24,7 @@ FORM = {
         description="MLflow 中的版本号；留空时，上线用候选模型（challenger），回退用上一个启用的模型（previous）",
     ),
     "require_approval": Param(
-        default=True, type="boolean", title="需要审批", description="上线前等人审批；关闭后不等。回退从不等审批"
+        default=True, type="boolean", title="需要审批", description="上线前等人审批；关闭后不等。回退不需要审批"
     ),
     "override_reason": Param(
         None,

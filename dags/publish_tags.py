@@ -18,8 +18,8 @@ SETTINGS = settings.load()
 
 @dag(
     **dag_arguments(SETTINGS, "publish_tags"),
-    dag_display_name="发布人工更正",
-    description="人工更正几分钟内上线，不重新打标；新的更正积累到足够数量时，通知重新训练",
+    dag_display_name="发布人工答案",
+    description="人工答案几分钟内上线，不重新打标；新答案积累到足够数量时，通知重新训练",
     doc_md=__doc__,
     schedule=None
     if SETTINGS.publish_schedule == "none"
@@ -45,7 +45,7 @@ def publish_tags() -> None:
 
         published = publish.refresh(Store.of(SETTINGS), SETTINGS)
         if published is None:
-            raise AirflowSkipException("没有新的人工更正，无需发布")
+            raise AirflowSkipException("没有新的人工答案，无需发布")
         return str(published["snapshot"])
 
     # The night publishes answers, too: that nothing was left to publish does not mean that nothing is to be told.
@@ -56,7 +56,7 @@ def publish_tags() -> None:
 
         waiting = publish.announce(Store.of(SETTINGS), SETTINGS)
         if waiting is None:
-            raise AirflowSkipException(f"还没有积累到 {SETTINGS.retrain_answers} 条新的人工更正，或已经通知过")
+            raise AirflowSkipException(f"还没有积累到 {SETTINGS.retrain_answers} 条新的人工答案，或已经通知过")
         return waiting
 
     # After it: whoever is killed in between tells it twice, never not at all.

@@ -24,7 +24,7 @@ FORM = {
         None,
         type=["null", "string"],
         title="回到某个快照",
-        description="快照的名字（见 wwts tags snapshots）；留空用当前启用的模型重新打标。之后的人工更正始终保留",
+        description="快照的名字（见 wwts tags snapshots）；留空用当前启用的模型重新打标。之后的人工答案始终保留",
     ),
     "dry_run": Param(default=False, type="boolean", title="仅预演", description="只说明会做什么，不写入任何内容"),
 }
@@ -126,7 +126,7 @@ def route_to_review() -> int:
 @dag(
     **dag_arguments(SETTINGS, "retag_catalog"),
     dag_display_name="全库重新打标",
-    description="模型上线或回退后自动运行：用已存的特征给全部图片重新打标，不再读取图片；人工更正始终优先",
+    description="模型上线或回退后自动运行：用已存的特征给全部图片重新打标，不再读取图片；人工答案始终优先",
     doc_md=__doc__,
     schedule=[CHAMPION],
     max_active_runs=1,

@@ -8,7 +8,7 @@ from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, Param, dag, g
 from airflow.sdk.exceptions import AirflowSkipException
 
 from wwts_ops import links, settings
-from wwts_ops.dag_defaults import ENOUGH_ANSWERS, dag_arguments
+from wwts_ops.dag_defaults import ENOUGH_ANSWERS, VERSION, dag_arguments
 from wwts_ops.dag_promotion import promotion_tasks, waiting_time
 
 SETTINGS = settings.load()
@@ -34,7 +34,7 @@ FORM = {
         None,
         type=["null", "string"],
         title="骨干网络",
-        description="留空沿用当前启用的模型的骨干；填写名称则换成它，缺的向量会先补齐。"
+        description="留空则沿用当前启用的模型的骨干网络；填写名称就换成它，缺少的特征会先补算。"
         "每次都从最初的分类头开始，重新学习全部答案",
     ),
     "badcases": Param(
@@ -111,20 +111,21 @@ def judged(order: Any, version: Any) -> Any:
         stages.measure_latency(SETTINGS, stages.Order(**evaluation))
 
     @task(task_display_name="门禁")
-    def gate(evaluation: dict[str, Any]) -> str:
+    def gate(evaluation: dict[str, Any]) -> dict[str, str]:
         from training import retrain
         from wwts_ops import rollout
 
         context = get_current_context()
         asked = rollout.person(context), rollout.run(context)
-        return retrain.judge(SETTINGS, evaluation, *asked)
+        return {"version": evaluation["version"], "outcome": retrain.judge(SETTINGS, evaluation, *asked)}
 
     @task(**WORKER, task_display_name="标签变化")
-    def tag_diff(order: dict[str, Any], version: str) -> None:
+    def tag_diff(order: dict[str, Any], version: str) -> str:
         from training import retrain
         from training.order import Order
 
         retrain.tag_diff(SETTINGS, Order(**order), version)
+        return version
 
     evaluation = evaluate(order, version)
     compared = tag_diff(order, version)
@@ -150,11 +151,15 @@ def retrain_head() -> None:
     """One training, from frozen answers to a judged version, or a champion."""
 
     @task.short_circuit(task_display_name="是否上线")
-    def promote() -> bool:
-        return bool(get_current_context()["params"]["promote"])
+    def promote(version: str) -> bool:
+        from wwts_ops import rollout
+
+        context = get_current_context()
+        context["ti"].xcom_push(key=VERSION, value=version)
+        return rollout.goes_on(SETTINGS, context["params"], version)
 
     order, version = trained()
-    judged(order, version) >> (wanted := promote())
+    judged(order, version) >> (wanted := promote(version))
     wanted >> promotion_tasks(SETTINGS, version)
 
 

@@ -1,1 +1,1 @@
-"""Evaluation: bad cases, metrics, latency and the gate (comes with the gate)."""
+"""Evaluation: metrics on bad cases, latency, and the gate."""

@@ -112,7 +112,7 @@ def one_shard(context: typer.Context, count: int) -> None:
 
 
 @app.command()
-def orchestration(context: typer.Context, count: int = 10_000) -> None:
+def orchestration(context: typer.Context, count: int = 10_000, rounds: int = 2) -> None:
     """Compare the wall time of the DAG with the work of its shards; Airflow's fixed start is an empty night's."""
     with tempfile.TemporaryDirectory(prefix="wwts-bench-") as name:
         folder = Path(name)
@@ -127,7 +127,7 @@ def orchestration(context: typer.Context, count: int = 10_000) -> None:
         # Registers the model and makes Airflow's database: done once in a shop's life, not every night.
         _night({**environment, "WWTS_CATALOG": str(folder / "first")})
         wall = _night(environment)
-        fixed = min(_night(environment) for _ in range(2))
+        fixed = min(_night(environment) for _ in range(rounds))
         store = Store(str(folder / "store"))
         markers = [key for key in store.list("runs", ".json") if "/shard-" in key]
         shards = sum(store.read_json(key)["seconds"] for key in markers)

@@ -69,10 +69,13 @@ class Ledger:
 class Person:
     """Somebody with a browser."""
 
-    def __init__(self, client: httpx.Client, ledger: Ledger, pause: float, seed: int) -> None:
+    def __init__(
+        self, client: httpx.Client, ledger: Ledger, pause: float, seed: int, categories: Sequence[str] = ()
+    ) -> None:
         self._client = client
         self._ledger = ledger
         self._pause = pause
+        self._filters = {"categories": list(categories)}
         self._chance = random.Random(seed)  # noqa: S311 (the same morning every time, no secret)
         self._items: deque[Mapping[str, Any]] = deque()
         self._mine: list[str] = []
@@ -105,7 +108,9 @@ class Person:
         if len(self._items) >= _REFILL_BELOW:
             return
         held = [item["content"] for item in self._items]
-        told = self._ask("take", "POST", "api/take", {"filters": {}, "count": _AHEAD - len(held), "held": held})
+        told = self._ask(
+            "take", "POST", "api/take", {"filters": self._filters, "count": _AHEAD - len(held), "held": held}
+        )
         if told is None:
             return
         fresh = [item for item in told["items"] if item["content"] not in held]
@@ -119,12 +124,12 @@ class Person:
                 self._ask("picture", "GET", f"pictures/{item['content']}")
 
     def _count(self) -> None:
-        told = self._ask("summary", "GET", "api/summary")
+        told = self._ask("summary", "GET", "api/summary", params=self._filters)
         if told is not None:
             self._labels = [one["value"] for one in told["facets"]["label"]]
 
     def _grid(self, label_id: str) -> None:
-        told = self._ask("grid", "POST", "api/grid", {"label_id": label_id, "filters": {}, "count": 50})
+        told = self._ask("grid", "POST", "api/grid", {"label_id": label_id, "filters": self._filters, "count": 50})
         if not told or not told["items"]:
             return
         with ThreadPoolExecutor(6) as browser:  # as many requests at once as browsers make
@@ -163,10 +168,10 @@ class Person:
                 self._ledger.undone.add(answer_id)
             self._items.extendleft(told["items"])
 
-    def _ask(self, name: str, method: str, path: str, body: object = None) -> Any:
+    def _ask(self, name: str, method: str, path: str, body: object = None, **more: Any) -> Any:
         began = time.perf_counter()
         try:
-            answer = self._client.request(method, path, json=body)
+            answer = self._client.request(method, path, json=body, **more)
         except httpx.HTTPError as error:
             with self._ledger.lock:
                 self._ledger.failed[f"{name}: {type(error).__name__}"] += 1
@@ -253,6 +258,7 @@ def main(
     people: Annotated[int, typer.Option(help="at the same time")] = 8,
     seconds: Annotated[float, typer.Option(help="that they work")] = 60.0,
     pause: Annotated[float, typer.Option(help="seconds that a person looks at a picture; 0: none")] = 1.0,
+    own: Annotated[int, typer.Option(help="categories that each person looks after; 0: all there are")] = 0,
     postgresql: Annotated[bool, typer.Option(help="instead of SQLite")] = False,  # noqa: FBT002 (an option)
 ) -> None:
     """Let people work, and say how long they waited."""
@@ -264,11 +270,11 @@ def main(
             made = time.monotonic() - began
             out.print(f"{scene.waiting:,} items wait; made in {made:.0f} s; load before (1, 5, 15 min): {load}")
             ledger = Ledger()
-            worked = _work(scene, ledger, seconds, pause)
+            worked = _work(scene, ledger, seconds, pause, own)
             found = audit(scene.settings, ledger)
     kind = "PostgreSQL" if postgresql else "SQLite"
     title = f"{people} people, {worked:.0f} s, {pause:g} s a picture, {kind}, {len(os.sched_getaffinity(0))} cores"
-    out.print(_table(ledger, title))
+    out.print(_table(ledger, f"{title}, {own or 'all'} categories each"))
     told = Counter(status for statuses in ledger.told.values() for status in statuses)
     out.print(f"{found}\nreplies to answers: {dict(told)}\nfailed requests: {dict(ledger.failed) or 'none'}")
     raise typer.Exit(1 if found.faults or ledger.failed else 0)
@@ -283,11 +289,17 @@ def _database(postgresql: bool) -> Iterator[str]:  # noqa: FBT001 (as the option
         yield make()
 
 
-def _work(scene: Scene, ledger: Ledger, seconds: float, pause: float) -> float:
+def _work(scene: Scene, ledger: Ledger, seconds: float, pause: float, own: int) -> float:
     """Everybody's minute; its seconds. The first request of all, which starts the application, is not measured."""
     clients = [scene.served.browser(person) for person in scene.people]
     clients[0].get("api/me").raise_for_status()
-    staff = [Person(client, ledger, pause, seed) for seed, client in enumerate(clients)]
+    found = clients[0].get("api/summary").raise_for_status().json()["facets"]["category"]
+    # Above each other they overlap, as people's do.
+    paths = [one["value"] for one in found] if own else []
+    staff = [
+        Person(client, ledger, pause, seed, [paths[(seed + place) % len(paths)] for place in range(own)])
+        for seed, client in enumerate(clients)
+    ]
     began = time.monotonic()
     with ThreadPoolExecutor(len(staff)) as office:
         for done in [office.submit(person.work, began + seconds) for person in staff]:

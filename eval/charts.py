@@ -40,7 +40,7 @@ _ENGLISH = {
     "最常见的混淆（正确 → 误判）": "Most frequent confusions (right → said)",
     "最右一格含更慢的 {} 次": "the last bar includes {} slower ones",
     "学习曲线": "Learning curve",
-    "每个标签的人工更正数": "answers a label",
+    "每个标签的人工答案数": "answers a label",
     "验证集准确率": "accuracy on the validation part",
     "各标签平均准确率": "mean accuracy of the labels",
     "阴影为各随机种子的最低到最高": "shaded: lowest to highest of all seeds",
@@ -154,7 +154,7 @@ def learning_curve(points: Sequence[Mapping[str, Any]], font: Font) -> bytes:
         axes.plot(places, means, linewidth=1.8, markersize=6, label=say(name), **style)
     axes.set_xticks(places, [str(size) for size in sizes])
     axes.set_ylim(0, 1.02)
-    _labels(axes, say, say.noted("每个标签的人工更正数", say("阴影为各随机种子的最低到最高")), "")
+    _labels(axes, say, say.noted("每个标签的人工答案数", say("阴影为各随机种子的最低到最高")), "")
     _legend(axes, say, loc="lower right")
     return _png(figure)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eval.reports import NEW_LABELS, OLD_LABELS, OVERALL, CaseResult, Estimate, Metrics, Paired
+from wwts_ops import shares
 from wwts_ops.decisions import AUTO
 from wwts_ops.errors import WwtsError
 
@@ -163,13 +164,11 @@ def _in_five(case: BadCase, result: CaseResult) -> bool:
 
 def _share(hits: Sequence[bool] | Array) -> Estimate:
     """A share with its Wilson interval."""
-    from scipy.stats import binomtest
-
     count, total = int(np.count_nonzero(hits)), len(hits)
     if not total:
         return _NOTHING
-    interval = binomtest(count, total).proportion_ci(confidence_level=0.95, method="wilson")
-    return Estimate(value=count / total, low=float(interval.low), high=float(interval.high), n=total)
+    low, high = shares.wilson(count / total, total)
+    return Estimate(value=count / total, low=low, high=high, n=total)
 
 
 def _macro_f1(pairs: Sequence[tuple[BadCase, CaseResult]]) -> Estimate:

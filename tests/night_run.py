@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -15,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from environment import plain
 from PIL import Image
 
 WWTS = Path(sysconfig.get_path("scripts"), "wwts")
@@ -123,7 +123,7 @@ def _png_header(width: int, height: int) -> bytes:
 
 def environment(store: Path, **settings: str) -> dict[str, str]:
     """The environment of a `wwts` command: nothing of the developer's own settings, but ``settings``."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WWTS_", "AIRFLOW", "MLFLOW_", "PYTEST_"))}
+    kept = plain("PYTEST_")
     return {**kept, "WWTS_STORE": str(store), "WWTS_DEVICE": "cpu", "COLUMNS": "200", **settings}
 
 

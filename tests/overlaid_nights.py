@@ -134,6 +134,12 @@ class OverlaidNights(Nights):
         assert retags.put_in_force(self.store, made.key, retags.current(self.store))
         return made
 
+    def publish(self, release: str = "live") -> dict[str, Any]:
+        """What is then current."""
+        pointer = publish.publish(self.store, self.settings(release=release))
+        assert pointer is not None
+        return pointer
+
     def rows(self) -> dict[str, dict[str, Any]]:
         """What consumers read, by image."""
         found = published.read(self.store).to_pylist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from code_shelf import DAY, Change, Shelf
+from conftest import S3Server
 from night_process import Killer
 from tiny_backbone import TINY
 
@@ -114,6 +116,16 @@ class RetagShop:
         own = shelf.settings()
         given = {"store": own.store, "catalog": own.catalog, "database_url": ""}
         return RetagShop(shelf, self.settings.model_copy(update=given))
+
+    def on_s3(self, server: S3Server, **given: Any) -> RetagShop:
+        """The same catalog and registry, with an empty store on S3."""
+        own = {
+            "store": f"s3://{server.bucket}/shop-{uuid.uuid4().hex}",
+            "s3_endpoint": server.endpoint,
+            "database_url": self.settings.resolved_database_url,
+            "mlflow_tracking_uri": self.settings.resolved_tracking_uri,
+        }
+        return RetagShop(self.shelf, self.settings.model_copy(update={**own, **given}))
 
 
 def retag(settings: Settings) -> dict[str, Any] | None:

@@ -90,7 +90,7 @@ class RetrainShop:
     def cases(self) -> list[Tile]:
         return [tile for label_id, (photo, _) in LABELS.items() for tile in self._tiles("坏例", 1, photo, label_id)]
 
-    def answer(self, tiles: list[Tile], start: int = 0) -> None:
+    def answer(self, tiles: list[Tile], start: int = 0, **more: Any) -> None:
         """Says what each of ``tiles`` is; answers are numbered by their place, counted from ``start``."""
         corrections.record(
             self.settings,
@@ -105,6 +105,7 @@ class RetrainShop:
                     shown_because="audit",
                     labels=(tile.label_id,),
                     sampling_probability=0.5,
+                    **more,
                 )
                 for number, tile in enumerate(tiles, start)
             ],

@@ -105,7 +105,7 @@ class World:
             "groups": np.arange(count, dtype=np.int64),
             "contents": tuple(f"{seed:032x}{number:032x}" for number in range(count)),
             "probability": np.full(count, np.nan),
-            "shown": ("import",) * count,
+            "shown": ("audit",) * count,
             "view_of": np.arange(count, dtype=np.int64),
         }
         return Examples(**(usual | other))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -20,7 +19,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from move_shop import postgresql
+from database_server import DatabaseServer
+from environment import plain
+from forkserver import CONTEXT
 from review_table import ANNA, BEER, LI, NAMES, OFF, WINE, ZHANG, Table, accepted, act, content, sibling
 
 from wwts_ops import corrections as answers_module
@@ -42,19 +43,9 @@ def imported(of: str, label: str, now: datetime) -> Answer:
     )  # fmt: skip
 
 
-CONTEXT = multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture(scope="module")
-def urls() -> Iterator[Callable[[], str]]:
-    with postgresql() as make:
-        yield make
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def table(request: pytest.FixtureRequest, make_settings: Callable[..., Settings]) -> Table:
-    url = "" if request.param == "sqlite" else request.getfixturevalue("urls")()
-    settings = make_settings(database_url=url)
+@pytest.fixture
+def table(database_url: str, make_settings: Callable[..., Settings]) -> Table:
+    settings = make_settings(database_url=database_url)
     database.upgrade(settings)
     return Table(settings)
 
@@ -211,7 +202,7 @@ class TestRefused:
             ({"kind": "retract"}, "答案"),
             ({"kind": "correct", "labels": ()}, "选一个标签"),
             ({"kind": "correct", "labels": ("shop:没有",)}, "没有这个标签"),
-            ({"kind": "correct", "labels": (OFF,)}, "「停售的酒」已停用"),
+            ({"kind": "correct", "labels": (OFF,)}, "“停售的酒”已停用"),
             ({"kind": "correct", "labels": (BEER, BEER)}, "两次"),
             ({"kind": "correct", "labels": tuple(f"x{n}" for n in range(11))}, "最多 10 个"),
             ({"kind": "confirm", "labels": (BEER,)}, "再看一眼"),
@@ -301,7 +292,7 @@ class TestTwoPeople:
         assert table.status(LI, act(one, "correct")) == ["saved"]
         (late,) = table.say(ZHANG, act(one))
         assert (late.status, late.by) == ("conflict", LI)
-        assert late.message == "小李 刚刚已经把这张图片改为「啤酒」，您这次的没有记录，谢谢！"
+        assert late.message == "小李 刚刚已经把这张图片改为“啤酒”，您这次的没有记录，谢谢！"
         assert table.answers() == [(LI, "correct", (BEER,))]
 
     @pytest.mark.parametrize("kind", ["wrong_unknown", "reject_image"])
@@ -409,6 +400,18 @@ class TestAlso:
         assert "2 张已经有人答过" in result.message
         assert table.answers(near) == [(ZHANG, "confirm", (WINE,))]
         assert table.answers(content("册")) == [(ZHANG, "correct", (WINE,))]
+
+    def test_what_is_done_without_an_answer_is_not_left_alone(self, table: Table) -> None:
+        """A retag was sure of it, or it was delisted and came back; what somebody answered is."""
+        one = table.put("一", siblings=[sibling("册"), sibling("册2"), sibling("册3")])
+        closed = table.put("册", state="done")
+        answered, blind = table.put("册2"), table.put("册3", blind=True)
+        table.say(ZHANG, act(answered), act(blind))
+        (result,) = table.say(LI, act(one, "correct", also=(closed, answered, blind)))
+        assert "另外 1 张" in result.message
+        assert "2 张已经有人答过" in result.message
+        assert table.answers(closed) == [(LI, "correct", (BEER,))]
+        assert (table.state(closed), table.state(answered), table.state(blind)) == ("done", "done", "second")
 
     def test_what_is_wrong_waits_with_those_that_look_alike(self, local: Table) -> None:
         one, near = local.put("一", near_group="g"), local.put("像一", near_group="g")
@@ -592,21 +595,21 @@ class TestKilled:
         assert self._check_whole(table, batches) == set(range(len(batches)))
 
     def test_after_the_answers_before_the_rest(
-        self, make_settings: Callable[..., Settings], urls: Callable[[], str], tmp_path: Path
+        self, make_settings: Callable[..., Settings], postgresql: DatabaseServer, tmp_path: Path
     ) -> None:
         """Somebody else holds the table of bad cases, so that it is stopped there until it is killed."""
-        table = Table(make_settings(database_url=urls()))
+        table = Table(make_settings(database_url=postgresql.schema()))
         database.upgrade(table.settings)
         batches = _batches(table, 1)
         (tmp_path / "batches.json").write_text(json.dumps(batches), encoding="utf-8")
         with database.transaction(table.settings) as connection:
             connection.execute(sa.text("LOCK TABLE review_marks IN ACCESS EXCLUSIVE MODE"))
             process = _saving(table.settings, tmp_path)
-            waits = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            waits = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'review_marks'::regclass")
             while process.poll() is None and not connection.execute(waits).scalar():
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
-            assert process.communicate(timeout=60)[0] == ""
+            assert process.communicate(timeout=600)[0] == ""
             assert process.returncode == -signal.SIGKILL
         assert self._check_whole(table, batches) == set()
         assert set(table.status(LI, *_actions(batches[0]))) == {"saved", "held"}
@@ -647,7 +650,7 @@ def _actions(batch: list[str]) -> list[Action]:
 
 
 def _saving(settings: Settings, folder: Path) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WWTS_")}
+    kept = plain()
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [kept.get("PYTHONPATH")])])
     given = {f"WWTS_{name.upper()}": value for name, value in dict_of(settings).items()}
     return subprocess.Popen(
@@ -665,7 +668,7 @@ def _killed(settings: Settings, folder: Path, after: int, pause: float) -> set[i
     told = [process.stdout.readline() for _ in range(after)]
     time.sleep(pause)
     process.send_signal(signal.SIGKILL)
-    told += process.communicate(timeout=60)[0].splitlines(keepends=True)
+    told += process.communicate(timeout=600)[0].splitlines(keepends=True)
     return {int(line) for line in told if line.endswith("\n")}
 
 

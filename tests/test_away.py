@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from code_shelf import CAUTIOUS, DAY, Shelf, decisions, make_tagger
 from conftest import _healthy, free_ports
+from environment import clean, plain
 from night_process import one_night
 from structlog.testing import capture_logs
 
@@ -53,7 +54,7 @@ class Mlflow:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--artifacts-destination", str(self.artifacts)]
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"]
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        kept = plain()
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 command,
@@ -115,9 +116,7 @@ class Shop:
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder = tmp_path_factory.mktemp("away")
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("WWTS_", "MLFLOW_")):
-                patch.delenv(name)
+        clean(patch)
         made = Shop(Shelf(folder, make_tagger(folder / "tagger")), Mlflow(folder))
         made.shelf.fill_catalog()
         made.server.start()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from diff_shop import LEARNED, RECENT, DiffShop
+from diff_shop import LABELS, LEARNED, RECENT, DiffShop
 from gate_shop import GateShop
 from typer.testing import CliRunner
 
-from wwts_ops import backtest, settings, taxonomy
+from wwts_ops import backtest, corrections, settings, taxonomy
 from wwts_ops.backtest import Backtest, Measures
 from wwts_ops.cli import app
 from wwts_ops.errors import WwtsError
@@ -115,6 +119,42 @@ def test_known_chances_weigh_by_their_inverse(shop: Shop, found: Backtest) -> No
     assert weighted.effective == pytest.approx(total**2 / sum(weight**2 for weight in weights.values()))
     plain = found.groups[0].version
     assert weighted.accuracy != pytest.approx(plain.accuracy)
+
+
+def test_a_label_that_was_merged_is_no_mistake(tmp_path: Path, shop: Shop, found: Backtest) -> None:
+    """People said ``LABELS[3]`` when there was one, and both versions still have a row of it."""
+    gone, into = LABELS[3], LABELS[2]
+    copied = copy(shop, tmp_path)
+    names = taxonomy.current(copied.store)
+    assert names is not None
+    taxonomy.edit(copied.store, "小王", {gone: replace(names.by_id[gone], enabled=False, maps_to=into)})
+    merged = backtest.run(copied.gate.settings, shop[2].version, MONTH)
+    before, after = found.groups[0], merged.groups[0]
+    assert before.champion is not None
+    assert after.champion is not None
+    assert after.version.right == before.version.right > 0
+    assert after.champion.right == before.champion.right
+    assert (after.version.macro, after.version.unknown) == (pytest.approx(before.version.macro), before.version.unknown)
+    assert sum(gone in labels for labels, _ in RECENT.values()) > 1
+
+
+def test_old_chances_that_are_next_to_none_leave_numbers_finite(tmp_path: Path, shop: Shop) -> None:
+    copied = copy(shop, tmp_path)
+    for number, chance in ((20, 1e-320), (21, 1e-9)):
+        corrections.record(copied.gate.settings, [copied.answer(number, "confirm", sampling_probability=chance)])
+    weighted = backtest.run(copied.gate.settings, shop[2].version, MONTH).weighted
+    assert weighted is not None
+    values = (weighted.effective, weighted.accuracy, weighted.auto_precision, weighted.coverage)
+    assert all(value is not None and math.isfinite(value) for value in values)
+    # Both stand for a million.
+    assert weighted.effective == pytest.approx(2, abs=0.01)
+
+
+def copy(shop: Shop, folder: Path) -> DiffShop:
+    """A shop that a test may change."""
+    shutil.copytree(shop[0].store.root, folder / "store")
+    shutil.copytree(shop[0].gate.settings.state_dir, folder / "store.state")
+    return DiffShop(replace(shop[0].gate, settings=settings.load(store=str(folder / "store"))))
 
 
 def test_a_shorter_time_has_fewer_answers(shop: Shop) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import multiprocessing
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forkserver import CONTEXT
 from night_run import WWTS
 from openpyxl import Workbook
 from PIL import Image
@@ -39,7 +39,7 @@ from wwts_ops.taxonomy import Label
 CUP, CAT, TRIPOD, MOPED = "imagenet:n07930864", "imagenet:n02123045", "imagenet:n04485082", "imagenet:n03785016"
 SHOP = (Label("shop:1", "圆领衫"), Label("shop:2", "圆领衫"), Label("a_b:c", "甲"), Label("a:b_c", "乙"))
 MOMENT = datetime(2026, 3, 1, 4, 5, 6, 789, tzinfo=UTC)
-SECONDS = 120
+SECONDS = 600
 
 Rows = Sequence[Sequence[Any]]
 
@@ -559,14 +559,6 @@ def test_retiring_needs_one_case_and_a_reason(shop: Shop) -> None:
 # ------------------------------------------------------------------ two at once, and kills
 
 
-@pytest.fixture(scope="module")
-def context() -> multiprocessing.context.ForkServerContext:
-    """Processes forked from one that has imported everything: real processes that start at once."""
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(["night_process", "wwts_ops.badcases", "openpyxl", "cv2"])
-    return made
-
-
 def import_in_a_process(store: str, source: str, at: int, moment: str, trace: str) -> None:
     """Imports, and dies at change number ``at`` of the store."""
     from night_process import Killer
@@ -587,14 +579,14 @@ def ended(processes: Sequence[BaseProcess]) -> list[int | None]:
 
 
 @pytest.mark.slow
-def test_imports_at_once_lose_nothing(shop: Shop, context: multiprocessing.context.ForkServerContext) -> None:
+def test_imports_at_once_lose_nothing(shop: Shop) -> None:
     sources = []
     for number in range(4):
         photos = [shop.photo(f"照片/{number}-{extra}.jpg", 10 * extra + number) for extra in range(2)]
         photos.append(shop.photo("照片/都有.jpg", 99))
         sources.append(shop.csv(rows_of(*({"uri": str(path)} for path in photos)), f"案例 {number}.csv"))
     arguments = [(shop.settings.store, str(source), 0, "before", str(shop.folder / "trace")) for source in sources]
-    processes = [context.Process(target=import_in_a_process, args=given_) for given_ in arguments]
+    processes = [CONTEXT.Process(target=import_in_a_process, args=given_) for given_ in arguments]
     for process in processes:
         process.start()
     assert ended(processes) == [0, 0, 0, 0]
@@ -618,9 +610,7 @@ def test_imports_at_once_lose_nothing_on_a_server_either(any_shop: Shop) -> None
 
 
 @pytest.mark.slow
-def test_an_import_killed_anywhere_is_whole_or_absent(
-    shop: Shop, context: multiprocessing.context.ForkServerContext
-) -> None:
+def test_an_import_killed_anywhere_is_whole_or_absent(shop: Shop) -> None:
     source = shop.csv(given(shop))
     clean = shop.folder / "clean"
     shutil.copytree(shop.settings.store, clean)
@@ -629,7 +619,7 @@ def test_an_import_killed_anywhere_is_whole_or_absent(
         root = shop.folder / f"killed-{number}"
         shutil.copytree(clean, root)
         trace = shop.folder / f"trace-{number}"
-        process = context.Process(target=import_in_a_process, args=(str(root), str(source), at, moment, str(trace)))
+        process = CONTEXT.Process(target=import_in_a_process, args=(str(root), str(source), at, moment, str(trace)))
         process.start()
         (code,) = ended([process])
         return Store(str(root)), code, trace.read_text(encoding="utf-8").splitlines()

@@ -186,7 +186,7 @@ def api_server(bare: Bare) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGKILL)
-        server.wait(timeout=30)
+        server.wait(timeout=120)
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from move_shop import postgresql
+from forkserver import CONTEXT
 from review_table import ANNA, BEER, BOSS, LI, WINE, ZHANG, Table, accepted, act, content, sibling
 
 from wwts_ops import database, events
@@ -22,20 +21,12 @@ from wwts_ops.review.actions import Proposal
 from wwts_ops.review.bulk import ChangedError, Preview, Seen, Selection
 from wwts_ops.settings import Settings
 
-CONTEXT = multiprocessing.get_context("forkserver")
 ALWAYS = Selection(LI, datetime(2020, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC))
 
 
-@pytest.fixture(scope="module")
-def urls() -> Iterator[Callable[[], str]]:
-    with postgresql() as make:
-        yield make
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def table(request: pytest.FixtureRequest, make_settings: Callable[..., Settings]) -> Table:
-    url = "" if request.param == "sqlite" else request.getfixturevalue("urls")()
-    settings = make_settings(database_url=url, review_admins=BOSS)
+@pytest.fixture
+def table(database_url: str, make_settings: Callable[..., Settings]) -> Table:
+    settings = make_settings(database_url=database_url, review_admins=BOSS)
     database.upgrade(settings)
     return Table(settings)
 
@@ -82,7 +73,7 @@ class TestPreview:
         [{"person": " "}, {"until": ALWAYS.since}, {"since": datetime(2026, 3, 1)}],
     )
     def test_a_selection_that_cannot_be(self, wrong: dict[str, object]) -> None:
-        with pytest.raises(WwtsError, match=r"撤销谁|时间范围"):
+        with pytest.raises(WwtsError, match=r"撤回谁|时间范围"):
             replace(ALWAYS, **wrong)
 
 

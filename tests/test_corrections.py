@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -14,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
+from forkserver import CONTEXT
 from hypothesis import given
 from hypothesis import strategies as st
-from move_shop import postgresql
 
 from wwts_ops import corrections, database
 from wwts_ops import settings as settings_module
@@ -26,7 +25,6 @@ from wwts_ops.records import ANSWERS
 from wwts_ops.settings import Settings
 
 Make = Callable[..., Settings]
-CONTEXT = multiprocessing.get_context("forkserver")
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
 
 
@@ -50,18 +48,10 @@ def retract(answer_id: str, number: int, about: int = 1) -> Answer:
     return answer(answer_id, about, kind="retract", retracts=number)
 
 
-@pytest.fixture(scope="module")
-def urls() -> Iterator[Callable[[], str]]:
-    with postgresql() as make:
-        yield make
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def shop(request: pytest.FixtureRequest, make_settings: Make, tmp_path: Path) -> Settings:
+@pytest.fixture
+def shop(database_url: str, make_settings: Make) -> Settings:
     """Settings of a database with nothing in it."""
-    if request.param == "sqlite":
-        return make_settings(database_url=f"sqlite:///{tmp_path / '库' / 'wwts.db'}")
-    return make_settings(database_url=request.getfixturevalue("urls")())
+    return make_settings(database_url=database_url)
 
 
 def said(table: pa.Table) -> dict[str, list[str]]:

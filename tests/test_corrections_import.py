@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import signal
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import review_table
 import structlog
+from forkserver import CONTEXT
 from import_shop import FRUIT, LABELS, ImportShop, content_of
 from typer.testing import CliRunner
 from written_nights import NOON, Nights, auto, review, tag_row
@@ -26,9 +26,6 @@ from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.planning import Pin, Request
 from wwts_ops.schemas import QUARANTINE, TAGS
 from wwts_ops.taxonomy import Label
-
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["import_shop", "psycopg", "alembic.command"])
 
 
 @pytest.fixture

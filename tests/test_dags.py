@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from environment import plain
 
 ROOT = Path(__file__).resolve().parents[1]
 DAG_FILES = sorted((ROOT / "dags").glob("*.py"))
@@ -36,11 +36,12 @@ HEAVY = {
 #: All that a DAG file may import where it is parsed.
 LIGHT = {"__future__", "airflow", "collections", "datetime", "typing", "wwts_ops"}
 _LONGEST = 12
+TOKEN = "a-secret-of-the-group"
 
 
 def parsed(home: Path, **given: str) -> dict[str, Any]:
     """What a fresh process finds in ``dags/`` (see ``dag_facts.py``), with settings ``given``."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "AIRFLOW"))}
+    kept = plain()
     environment = {
         **kept,
         "AIRFLOW_HOME": str(home),
@@ -77,7 +78,15 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         WWTS_RETRIES="5",
         WWTS_RETRY_SECONDS="7",
         WWTS_RUN_TIMEOUT_HOURS="1.5",
+        WWTS_PUBLISH_SCHEDULE="0 9 * * *",
     )
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The DAGs that Airflow may start by itself, left to people; and failures are told."""
+    left = dict.fromkeys(("WWTS_PUBLISH_SCHEDULE", "WWTS_REMINDER_SCHEDULE", "WWTS_RETRAIN_SCHEDULE"), "none")
+    return parsed(tmp_path_factory.mktemp("airflow"), WWTS_NOTIFY=f"json://127.0.0.1:1/{TOKEN}", **left)
 
 
 def test_every_file_parses(usual: dict[str, Any]) -> None:
@@ -201,3 +210,78 @@ def _innermost(tree: ast.Module) -> Iterator[ast.FunctionDef]:
             isinstance(inner, ast.FunctionDef) for inner in ast.walk(node) if inner is not node
         ):
             yield node
+
+
+# ------------------------------------------------------------------ the other DAGs
+
+
+def test_answers_are_looked_for_every_five_minutes_one_run_at_a_time(usual: dict[str, Any]) -> None:
+    dag = usual["dags"]["publish_tags"]
+    assert dag["timetable"] == "CronTriggerTimetable"
+    # Noon of the last day of 2025 in Shanghai.
+    at = [run["run_after"] for run in dag["nights"]]
+    assert at == [f"2025-12-31T04:{minute:02d}:00+00:00" for minute in (0, 5, 10)]
+    assert (dag["max_active_runs"], dag["catchup"]) == (1, False)
+
+
+def test_an_hour_of_publishing_is_the_shops_hour(own: dict[str, Any]) -> None:
+    assert own["dags"]["shop_publish_tags"]["nights"][0]["run_after"] == "2026-01-01T01:00:00+00:00"
+
+
+def test_publishing_may_be_left_to_people(by_hand: dict[str, Any]) -> None:
+    found = by_hand["dags"]["publish_tags"]
+    assert (found["timetable"], found["nights"]) == ("NullTimetable", [])
+
+
+def test_whom_publishing_tells(usual: dict[str, Any]) -> None:
+    tasks = usual["dags"]["publish_tags"]["tasks"]
+    assert {name: task["outlets"] for name, task in tasks.items()} == {
+        "publish": ["wwts_published_tags"],
+        "announce": ["wwts_answers"],
+        "note": [],
+        "adopt": [],
+    }
+    assert tasks["announce"]["upstream"] == ["publish"]
+    assert tasks["note"]["upstream"] == ["announce"]
+    assert {task["decisions"]["UnavailableError"] for task in tasks.values()} == {"retry"}
+    assert {task["decisions"]["WwtsError"] for task in tasks.values()} == {"fail"}
+
+
+def test_people_are_reminded_at_half_past_seven_in_the_shop(usual: dict[str, Any]) -> None:
+    dag = usual["dags"]["remind_reviewers"]
+    # Noon of the last day of 2025 in Shanghai: the next morning's.
+    assert dag["nights"][0]["run_after"] == "2025-12-31T23:30:00+00:00"
+    assert (dag["timetable"], dag["max_active_runs"], dag["catchup"]) == ("CronTriggerTimetable", 1, False)
+
+
+def test_the_reminder_may_be_left_out_and_parses_with_addresses(by_hand: dict[str, Any]) -> None:
+    assert by_hand["import_errors"] == {}
+    assert by_hand["dags"]["remind_reviewers"]["nights"] == []
+    assert TOKEN not in json.dumps(by_hand)
+    assert not {name.partition(".")[0] for name in by_hand["imported"]} & {"apprise", "requests"}
+
+
+def test_the_training_goes_through_every_stage(usual: dict[str, Any]) -> None:
+    dag = usual["dags"]["retrain_head"]
+    tasks = dag["tasks"]
+    order = ["snapshot", "dataset", "train", "register", "evaluate", "accuracy", "latency", "gate", "tag_diff"]
+    for before, after in zip(order, [*order[1:], "promote"], strict=True):
+        assert before in tasks[after]["upstream"], f"{after} does not wait for {before}"
+    assert {name for name, task in tasks.items() if task["outlets"]} == {"move"}
+    assert tasks["move"]["outlets"] == ["wwts_champion"]
+    assert tasks["prepare"]["upstream"] == ["promote", "register"]
+    assert dag["timetable"] == "AssetOrTimeSchedule"
+    # Five o'clock of a Monday in Shanghai, from the last day of 2025 on.
+    assert dag["nights"][0]["run_after"] == "2026-01-04T21:00:00+00:00"
+    for name, schema in dag["params"].items():
+        assert any("一" <= sign <= "鿿" for sign in schema["title"]), name
+
+
+def test_both_promotions_have_the_same_tasks(by_hand: dict[str, Any]) -> None:
+    dags = by_hand["dags"]
+    promotion = dags["promote_model"]["tasks"]
+    assert set(promotion) == {"prepare", "choose", "approve", "move"}
+    assert promotion["move"]["upstream"] == ["approve", "choose", "prepare"]
+    shared = {name: dags["retrain_head"]["tasks"][name] for name in promotion if name != "prepare"}
+    assert shared == {name: task for name, task in promotion.items() if name != "prepare"}
+    assert dags["retrain_head"]["nights"] == []

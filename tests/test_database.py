@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from move_shop import postgresql
+from environment import plain
 
 import wwts_ops
 from wwts_ops import database
@@ -39,18 +38,12 @@ ROW = {
 }
 
 
-@pytest.fixture(scope="module")
-def urls() -> Iterator[Callable[[], str]]:
-    with postgresql() as make:
-        yield make
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty(request: pytest.FixtureRequest, make_settings: Make, tmp_path: Path) -> Settings:
     """Settings of a database with nothing in it."""
     if request.param == "sqlite":
         return make_settings(database_url=f"sqlite:///{tmp_path / '100% 库' / 'wwts.db'}")
-    return make_settings(database_url=request.getfixturevalue("urls")())
+    return make_settings(database_url=request.getfixturevalue("postgresql").database())
 
 
 @pytest.fixture
@@ -80,7 +73,7 @@ class TestUpgrade:
 
     def test_several_processes_at_once(self, empty: Settings) -> None:
         code = "from wwts_ops import database, settings\ndatabase.upgrade(settings.load())\n"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("WWTS_")}
+        kept = plain()
         given = {"WWTS_STORE": empty.store, "WWTS_DATABASE_URL": empty.database_url}
         running = [
             subprocess.Popen([sys.executable, "-c", code], env={**kept, **given}, stderr=subprocess.PIPE, text=True)

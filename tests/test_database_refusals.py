@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from move_shop import postgresql
+from database_server import DatabaseServer
 
 from wwts_ops import database
 from wwts_ops.database import review_people
@@ -17,15 +17,9 @@ from wwts_ops.settings import Settings
 Make = Callable[..., Settings]
 
 
-@pytest.fixture(scope="module")
-def urls() -> Iterator[Callable[[], str]]:
-    with postgresql() as make:
-        yield make
-
-
 @pytest.fixture
-def server(urls: Callable[[], str], make_settings: Make) -> Settings:
-    return make_settings(database_url=urls())
+def server(postgresql: DatabaseServer, make_settings: Make) -> Settings:
+    return make_settings(database_url=postgresql.database())
 
 
 def ask(settings: Settings, *asked: str) -> None:

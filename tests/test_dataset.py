@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import skimage
 from answered_shop import BACKBONE, BASE, LABELS, OFF, AnsweredShop, content, copy_of, cosines, labelled, many, vector
@@ -20,13 +21,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from shard_shop import Shop
 
-from training import dataset, snapshot
+from training import dataset, old_tags, snapshot
 from training.catalog_sample import CatalogSample
 from training.dataset import WEAK, Dataset, Order
 from wwts_ops import badcases, holdout, images, neardup, publish, registration, tagging, taxonomy
 from wwts_ops.errors import WwtsError
+from wwts_ops.schemas import PUBLISHED
 from wwts_ops.tagger import Tagger
 from wwts_ops.tagging import Shard
+from wwts_ops.taxonomy import Label
 from wwts_ops.tracking import ModelVersion
 
 
@@ -264,6 +267,32 @@ def test_old_tags_without_weight_are_left_out(tmp_path: Path) -> None:
     assert sorted(built.train.contents) == sorted(given)
 
 
+def test_of_very_many_old_tags_some_of_each_label_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(old_tags, "MOST", 12)
+    shop = AnsweredShop(tmp_path)
+    given, rare, merged, common = many(2, "新", 0), many(3, "少", 100), many(20, "改名", 200), many(40, "多", 300)
+    shop.embed(given | rare | merged | common)
+    assert shop.names
+    old_name = Label("shop:旧名", "旧名", enabled=False, maps_to=LABELS[2])
+    taxonomy.edit(shop.store, "小王", {old_name.label_id: old_name})
+    shop.answers(dict.fromkeys(given, LABELS[0]))
+    shop.answers(dict.fromkeys(common, LABELS[2]) | dict.fromkeys(merged, old_name.label_id), weak=True)
+    shop.answers(dict.fromkeys(rare, LABELS[1]), weak=True)
+    built = dataset.build(shop.settings, shop.order())
+    assert built.excluded == {"weak_beyond_limit": 63 - 12}
+    assert set(given) <= set(built.train.contents)
+    # What was merged is one label: three of the rare one, and of the other what is left.
+    assert len(set(rare) & set(built.train.contents)) == 3
+    assert len((set(common) | set(merged)) & set(built.train.contents)) == 9
+    assert dataset.build(shop.settings, shop.order()).sha256 == built.sha256
+    # By hash, not by place: of what comes later as much gets in, and most of the others stay.
+    more = many(40, "后来", 400)
+    shop.embed(more, name="20260302-000000000002")
+    shop.answers(dict.fromkeys(more, LABELS[2]), weak=True)
+    later = set(dataset.build(shop.settings, shop.order()).train.contents)
+    assert 0 < len(later & set(more)) < 9
+
+
 def test_a_copy_with_an_old_tag_never_leaks_into_train(tmp_path: Path) -> None:
     shop = AnsweredShop(tmp_path)
     given = many(30, "新", 0)
@@ -306,6 +335,17 @@ def test_a_label_switched_on_again_is_learned(tmp_path: Path) -> None:
     assert dataset.build(shop.settings, order).label_ids == (LABELS[0],)
     taxonomy.edit(shop.store, "小王", {OFF: replace(shop.names.by_id[OFF], enabled=True)})
     assert set(dataset.build(shop.settings, order).label_ids) == {LABELS[0], OFF}
+
+
+def test_an_order_keeps_the_taxonomy_that_it_names(tmp_path: Path) -> None:
+    shop = AnsweredShop(tmp_path)
+    given = many(2, "新", 0)
+    shop.embed(given)
+    shop.answers(dict(zip(given, (LABELS[0], OFF), strict=True)))
+    order = replace(shop.order(), names=shop.names)
+    built = dataset.build(shop.settings, order)
+    taxonomy.edit(shop.store, "小王", {OFF: replace(shop.names.by_id[OFF], enabled=True)})
+    assert dataset.build(shop.settings, order).sha256 == built.sha256
 
 
 def test_answers_that_come_later_are_not_in_it(tmp_path: Path) -> None:
@@ -434,6 +474,31 @@ def test_copies_of_the_audit_are_known_to_a_backbone_that_never_saw_it(tmp_path:
     assert set(built.train.contents) == set(contents.values()) - {copied}
     assert built.excluded == {"held_out": 1}
     assert audited not in built.rehearsal_contents
+
+
+def test_what_is_published_is_read_in_batches(tmp_path: Path) -> None:
+    shop, given = AnsweredShop(tmp_path), many(3, "新", 0)
+    every = (hashlib.sha256(f"目录 {number}".encode()).hexdigest() for number in range(60_000))
+    # Of the audit's pictures one would be read.
+    listed = [one for one in every if not holdout.in_audit(one, 0.05)]
+    shop.embed(given)
+    shop.answers(labelled(given))
+    order = shop.order()
+    fields = [pa.field(field.name, field.type) for field in PUBLISHED]
+    columns = {"content_sha256": pa.array(listed)}
+    nothing = {field.name: pa.nulls(len(listed), field.type) for field in fields}
+    shop.store.write_table("published/s1/part-0.parquet", pa.table(nothing | columns, pa.schema(fields)))
+    pointer = {"snapshot": "s1", "parts": ["published/s1/part-0.parquet"], "rows": len(listed), "release": "live"}
+    assert shop.store.replace_pointer("published/current.json", pointer, None)
+    before = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(before)
+    pa.set_memory_pool(counted)
+    try:
+        built = dataset.build(shop.settings, order)
+    finally:
+        pa.set_memory_pool(before)
+    assert len(built.train) == 3
+    assert counted.max_memory() < 64 * len(listed) / 2
 
 
 # ------------------------------------------------------------------ the sample of the catalog

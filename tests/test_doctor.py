@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from environment import clean
 
 from wwts_ops import deployment, doctor, registration, servers, settings
 from wwts_ops.doctor import Check
@@ -23,10 +24,8 @@ PLUGIN = "from airflow.plugins_manager import AirflowPlugin\nclass Ours(AirflowP
 
 
 @pytest.fixture(autouse=True)
-def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("AIRFLOW", "WWTS_", "MLFLOW_", "AWS_")):
-            monkeypatch.delenv(name)
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean(monkeypatch, "AWS_")
     monkeypatch.setenv("WWTS_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(made(tmp_path / "dags")))
     (tmp_path / "dags" / "good.py").write_text(GOOD_DAG)

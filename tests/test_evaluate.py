@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import pytest
 import served_taggers
 import yaml
 from code_shelf import Shelf, environment
+from environment import clean
 from night_process import one_night
 from served_taggers import photographs
 from shard_shop import PHOTOS
@@ -108,9 +108,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, embedded_tagger: Tagger) -> Iterator[Shop]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("WWTS_", "MLFLOW_")):
-                patch.delenv(name)
+        clean(patch)
         folder = tmp_path_factory.mktemp("shop")
         taggers = [served_taggers.save(folder / f"tagger-{seed}", wanted=head(seed)) for seed in (1, 2)]
         shelf = Shelf(folder, taggers[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from environment import clean, plain
 from PIL import Image
 from tiny_backbone import TINY
 from torchvision_checkpoints import LABELS, photo, probabilities, trained, written
@@ -64,14 +64,14 @@ class Shop:
     network: torch.nn.Module
 
     def wwts(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "MLFLOW_"))}
+        kept = plain()
         return subprocess.run(
             [Path(sysconfig.get_path("scripts"), "wwts"), *map(str, arguments)],
             cwd=self.folder,
             env={**kept, "WWTS_STORE": self.settings.store, "COLUMNS": "200"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
 
@@ -89,9 +89,7 @@ class Shop:
 def shop(tmp_path_factory: pytest.TempPathFactory, embedded_tagger: Tagger) -> Shop:
     folder = tmp_path_factory.mktemp("import")
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("WWTS_", "MLFLOW_")):
-                patch.delenv(name)
+        clean(patch)
         settings = load(store=str(folder / "store"))
     shutil.copytree(embedded_tagger.folder, settings.state_dir / "models" / embedded_tagger.folder.name)
     network = trained(ARCH)
@@ -343,9 +341,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Candidate:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """One MLflow for all tests of registration: making its tables takes longer than a test."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("WWTS_", "MLFLOW_")):
-                patch.delenv(name)
+        clean(patch)
         yield load(store=str(tmp_path_factory.mktemp("registration") / "store"))
 
 
@@ -451,14 +447,14 @@ made = tagger.load(Path(sys.argv[1]))
 labels = tuple(Label(each, "商品") for each in made.label_ids)
 registration.register(settings.load(), registration.Candidate(made, labels, "killed"))
 """
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("WWTS_", "MLFLOW_"))}
+        kept = plain()
         done = subprocess.run(
             [sys.executable, "-c", code, tiny.tagger.folder],
             env={**kept, "WWTS_STORE": shared.store},
             cwd=Path(shared.store).parent,
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=600,
             check=False,
         )
         assert done.returncode == -signal.SIGKILL, done.stderr

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from environment import clean
 from packaging.requirements import Requirement
 
 from wwts_ops import isolation, registration, registry, tracking
@@ -29,9 +30,7 @@ def registered(
     from wwts_ops import settings
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("WWTS_", "MLFLOW_")):
-                patch.delenv(name)
+        clean(patch)
         made = settings.load(store=str(tmp_path_factory.mktemp("isolation") / "店 store"))
         shutil.copytree(embedded_tagger.folder, made.state_dir / "models" / embedded_tagger.folder.name)
         yield made, registry.ensure_champion(made)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from item_table import (
     answer,
     change,
     content,
+    empty,
     expire,
     item,
     load,
@@ -25,10 +25,8 @@ from item_table import (
     opine,
     retract,
     row,
-    schema_of,
     taken,
 )
-from move_shop import postgresql
 from pydantic import ValidationError
 from review_shop import ADMIN
 
@@ -41,25 +39,9 @@ from wwts_ops.settings import Settings
 from wwts_ops.web.bodies import TakeBody
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[sa.URL]:
-    with postgresql() as make:
-        yield sa.make_url(make())
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a database with nothing in it; of PostgreSQL a schema, which is made faster than a database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / '库' / 'wwts.db'}"
-    return schema_of(request.getfixturevalue("server"))
-
-
 @pytest.fixture
-def shop(url: str, make_settings: Make) -> Settings:
-    found = make_settings(database_url=url, review_admins=ADMIN, second_looks=0)
-    database.upgrade(found)
-    return found
+def shop(database_url: str, make_settings: Make) -> Settings:
+    return empty(make_settings, database_url)
 
 
 class TestTake:
@@ -73,6 +55,20 @@ class TestTake:
         change(shop, 5, state="later")
         change(shop, 2, state="second")
         assert taken(shop) == [4, 5, 1, 2, 3]
+
+    def test_who_could_not_label_it_gets_it_last_and_others_first(self, shop: Settings) -> None:
+        load(shop, *(row(number) for number in range(1, 7)))
+        corrections.record(shop, [answer(2, "小李", kind="wrong_unknown"), answer(5, "小张", kind="wrong_unknown")])
+        corrections.record(shop, [answer(6, "小李", kind="wrong_unknown")])
+        change(shop, 2, 5, 6, state="later")
+        assert numbers(items.peek(shop, "小李", ALL, 9)) == [5, 1, 3, 4, 2, 6]
+        assert taken(shop, "小李", count=2) == [5, 1]
+        assert taken(shop, "小张", count=3) == [2, 6, 3]
+        assert taken(shop, "小王") == [4]
+        corrections.record(shop, [retract(6, 3)])
+        change(shop, 6, state="later", leased_until=None)
+        assert taken(shop, "小李", count=1) == [5]
+        assert taken(shop, "小李", count=9, held=[content(5)]) == [6, 1]
 
     def test_nobody_gets_what_somebody_else_looks_at(self, shop: Settings) -> None:
         load(shop, *(row(number) for number in range(1, 6)))
@@ -219,6 +215,21 @@ class TestSecondLooks:
         assert items.left(shop, "小张", ALL) == 1
         assert taken(shop, "小张") == [1]
 
+    def test_what_is_somebody_elses_is_counted_for_them_alone(self, shop: Settings) -> None:
+        load(shop, *(row(number) for number in (1, 2, 3, 4)))
+        corrections.record(shop, [answer(1, "小李")])
+        change(shop, 1, state="second")
+        change(shop, 2, state="second", needed=2)
+        opine(shop, 2, "小李")
+        change(shop, 3, state="disputed", needed=2)
+        opine(shop, 3, "小李")
+        for person, count in (("小李", 1), ("小张", 4), (ADMIN, 4)):
+            facets = items.facets(shop, person, ALL)
+            assert items.left(shop, person, ALL) == count
+            assert facets["date"] == [(DATE, count)]
+            assert facets["label"] == [("t:a", "甲", count)]
+        assert items.facets(shop, "小李", Filters(states=("second",)))["date"] == []
+
     def test_the_second_of_two_is_somebody_elses(self, shop: Settings) -> None:
         load(shop, row(1))
         change(shop, 1, state="second", needed=2)
@@ -259,6 +270,17 @@ class TestLabel:
         assert numbers(items.take_label(shop, "小王", "t:b", ALL, 50)) == [2]
         assert items.take_label(shop, "小李", "t:a", Filters(dates=("2020-01-01",)), 50) == []
         assert items.take_label(shop, "小李", "t:a", Filters(states=("later",)), 50) == []
+
+    def test_the_next_ones_are_as_many_whatever_else_waits_of_the_label(self, shop: Settings) -> None:
+        load(shop, *(row(number) for number in range(1, 161)))
+        for number in range(101, 131):
+            change(shop, number, state="later")
+        for number in range(131, 161):
+            change(shop, number, needed=2)
+        board = items.take_label(shop, "小李", "t:a", ALL, 50)
+        held = [one.content_sha256 for one in board]
+        assert numbers(board) == list(range(1, 51))
+        assert numbers(items.take_label(shop, "小李", "t:a", ALL, 50, held)) == list(range(51, 101))
 
 
 class TestLeases:
@@ -415,7 +437,7 @@ class TestFilters:
             wanted = {one["rank"] for one in varied if fits(filters, one)}
             assert items.left(shop, "小李", filters) == len(wanted), filters
             assert set(taken(shop, "小李", filters, items.MOST)) == wanted, filters
-            assert items.facets(shop, filters) == counted(varied, filters), filters
+            assert items.facets(shop, "小李", filters) == counted(varied, filters), filters
             assert wanted or number == len(FILTERS) - 1, "a filter that shows nothing proves nothing"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import served_taggers
+from environment import plain
 from served_taggers import NAMES, SLOW, photographs, subject
 
 from eval import latency
@@ -124,14 +125,14 @@ class TestCommand:
         return folder
 
     def run(self, shop: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "MLFLOW_"))}
+        kept = plain()
         return subprocess.run(
             [sys.executable, "-m", "eval.benchmark", *arguments],
             env={**kept, "WWTS_STORE": str(shop / "store"), "WWTS_DEVICE": "cpu", "COLUMNS": "100", **environment},
             cwd=shop,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
 

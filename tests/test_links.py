@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from typing import Any
 import dag_aftermath
 import pytest
 from dag_aftermath import Kept
+from environment import clean
 from test_away import Mlflow
 from test_dags import ROOT
 
@@ -104,8 +104,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, server: Mlflow) -> Kept:
     (folder / "dags").mkdir()
     (folder / "dags" / "ours.py").write_text(DAGS, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("WWTS_", "MLFLOW_", "AIRFLOW"))]:
-            patch.delenv(name)
+        clean(patch)
         patch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(folder / "dags"))
         uri = server.uri.replace("http://", "http://anna:s3cret@")
         given = settings.load(store=str(folder / "store"), mlflow_tracking_uri=uri, public_url=f"{AIRFLOW}/")

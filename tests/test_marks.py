@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from environment import clean
 from review_shop import ReviewShop
 
 from wwts_ops import badcases, corrections, database
@@ -71,6 +72,18 @@ class Marked:
         with database.transaction(self.shop.settings) as connection:
             connection.execute(sa.insert(review_marks).values(**{**row, **more}))
 
+    def take_back(self, answer_id: str) -> None:
+        rows = corrections.frozen(self.shop.settings).to_pylist()
+        (row,) = [row for row in rows if row["answer_id"] == answer_id]
+        (number,) = [n for n, item in enumerate(self.items) if item["content_sha256"] == row["content_sha256"]]
+        self.say(number, (), by=row["answered_by"], retracts=row["number"])
+
+    def adopted(self, number: int, label: str, **more: Any) -> str:
+        """A marked answer whose picture is a bad case now; its id."""
+        answer_id = self.mark(number, label, **more)
+        assert self.adopt() == Adopted(added=1)
+        return answer_id
+
     def adopt(self) -> Adopted:
         return marks.adopt(self.shop.store, self.shop.settings)
 
@@ -82,6 +95,22 @@ class Marked:
 
     def case(self, number: int) -> BadCase | None:
         return self.cases().get(self.items[number]["content_sha256"])
+
+    def truth(self, number: int) -> tuple[tuple[str, ...], bool] | None:
+        """What is right of the case in force, and whether no model may get it wrong again."""
+        case = self.case(number)
+        return None if case is None else (case.accepted, case.never_regress)
+
+    def last(self, number: int) -> BadCase:
+        """The last case of that picture, in force or not."""
+        found = badcases.current(self.shop.store)
+        assert found is not None
+        return [case for case in found.cases if case.content_sha256 == self.items[number]["content_sha256"]][-1]
+
+    def told(self, answer_id: str) -> str | None:
+        """What the records say of why it is no bad case."""
+        lines = answering.history(self.shop.settings, None, 500)
+        return next(line["no_badcase"] for line in lines if line["answer_id"] == answer_id)
 
     def outcomes(self) -> dict[str, str | None]:
         with database.reading(self.shop.settings) as connection:
@@ -95,8 +124,7 @@ class Marked:
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReviewShop]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("WWTS_", "MLFLOW_"))]:
-            patch.delenv(name)
+        clean(patch)
         yield ReviewShop.made(tmp_path_factory.mktemp("marks"), items=40)
 
 
@@ -176,6 +204,7 @@ def test_a_picture_that_cannot_be_had_holds_up_no_other(marked: Marked) -> None:
     assert outcomes[fine] == "added"
     assert (outcomes[gone] or "").startswith("refused: ")
     assert "have changed" in (outcomes[gone] or "")
+    assert marked.told(gone) == "原图已经换成了别的内容"
     assert marked.adopt() == Adopted()  # what was refused is not tried every five minutes
 
 
@@ -296,13 +325,167 @@ def test_a_case_of_somebody_elses_is_not_retired(marked: Marked) -> None:
     marked.adopt()
     second = marked.mark(10, "shop:f1", by=ZHANG)
     assert marked.adopt() == Adopted(unchanged=1)
-    number = next(
-        row["number"] for row in corrections.frozen(marked.shop.settings).to_pylist() if row["answer_id"] == second
-    )
-    marked.say(10, (), by=ZHANG, retracts=number)
-    assert marked.adopt() == Adopted()
+    marked.take_back(second)
+    assert marked.adopt() == Adopted(withdrawn=1)
     assert marked.case(10) is not None
-    assert marked.outcomes() == {first: "added", second: "unchanged"}
+    assert marked.outcomes() == {first: "added", second: "withdrawn"}
+    assert marked.adopt() == Adopted()
+
+
+class TestAnsweredAgain:
+    """A bad case follows the answer in force, whichever mark it came of."""
+
+    def test_the_same_again(self, marked: Marked) -> None:
+        marked.take_back(marked.adopted(15, "shop:f1"))
+        again = marked.mark(15, "shop:f1")
+        assert marked.adopt() == Adopted(added=1, retired=1)
+        assert marked.case(15) is not None
+        assert marked.adopt() == Adopted()
+        # It is the new one's case, and goes with it.
+        marked.take_back(again)
+        assert marked.adopt() == Adopted(retired=1)
+        assert marked.case(15) is None
+
+    def test_another_label_that_may_never_be_wrong_again(self, marked: Marked) -> None:
+        marked.take_back(marked.adopted(15, "shop:f1"))
+        marked.mark(15, "shop:f2", never_regress=True)
+        assert marked.adopt() == Adopted(added=1, retired=1)
+        assert marked.truth(15) == (("shop:f2",), True)
+        assert marked.adopt() == Adopted()
+
+    def test_somebody_else_still_wants_it(self, marked: Marked) -> None:
+        first = marked.adopted(15, "shop:f1", never_regress=True)
+        marked.mark(15, "shop:f1", by=ZHANG)
+        assert marked.adopt() == Adopted(unchanged=1)
+        marked.take_back(first)
+        assert marked.adopt() == Adopted(added=1, retired=1)
+        assert marked.truth(15) == (("shop:f1",), False)
+        assert marked.last(15).added_by == ZHANG
+
+    def test_another_label_by_who_wants_no_bad_case(self, marked: Marked) -> None:
+        marked.adopted(15, "shop:f1")
+        correction = marked.say(15, ("shop:f2",), by="主管")
+        assert marked.adopt() == Adopted(retired=1)
+        assert (marked.case(15), marked.last(15).retired_reason) == (None, "答案已改成别的")
+        assert marked.adopt() == Adopted()
+        # And back: the first answer is in force again.
+        marked.take_back(correction)
+        assert marked.adopt() == Adopted(added=1)
+        assert marked.truth(15) == (("shop:f1",), False)
+
+    def test_a_picture_that_somebody_calls_bad(self, marked: Marked) -> None:
+        marked.adopted(15, "shop:f1")
+        marked.say(15, (), by="主管", kind="reject_image")
+        assert marked.adopt() == Adopted(retired=1)
+        assert marked.case(15) is None
+
+    def test_another_label_by_who_wants_one_too(self, marked: Marked) -> None:
+        marked.adopted(15, "shop:f1")
+        marked.mark(15, "shop:f2", by=ZHANG)
+        assert marked.adopt() == Adopted(added=1, retired=1)
+        assert marked.truth(15) == (("shop:f2",), False)
+
+    def test_what_was_retired_by_hand_stays_so(self, marked: Marked) -> None:
+        marked.adopted(15, "shop:f1")
+        badcases.retire(marked.shop.store, "主管", marked.items[15]["content_sha256"], "照片有误")
+        correction = marked.say(15, ("shop:f2",), by="主管")
+        marked.adopt()
+        marked.take_back(correction)
+        assert marked.adopt() == Adopted()
+        assert marked.case(15) is None
+        marked.mark(15, "shop:f1", by=ZHANG)  # but by a new wish
+        assert marked.adopt() == Adopted(added=1)
+
+    def test_who_was_killed_before_writing_it_down(self, marked: Marked) -> None:
+        answer = marked.adopted(15, "shop:f1")
+        with database.transaction(marked.shop.settings) as connection:
+            connection.execute(sa.update(review_marks).values(done_at=None, outcome=None))
+        assert marked.adopt() == Adopted(unchanged=1)
+        marked.take_back(answer)
+        assert marked.adopt() == Adopted(retired=1)
+        assert marked.case(15) is None
+
+
+class TestNeverRegress:
+    def test_on_a_bad_case_that_is_there(self, marked: Marked) -> None:
+        marked.adopted(16, "shop:f1")
+        marked.mark(16, "shop:f1", by=ZHANG, never_regress=True)
+        assert marked.adopt() == Adopted(unchanged=1)
+        assert marked.truth(16) == (("shop:f1",), True)
+        assert marked.last(16).added_by == LI
+
+    def test_who_does_not_ask_for_it_takes_it_from_nobody(self, marked: Marked) -> None:
+        marked.adopted(16, "shop:f1", never_regress=True)
+        marked.mark(16, "shop:f1", by=ZHANG)
+        assert marked.adopt() == Adopted(unchanged=1)
+        assert marked.truth(16) == (("shop:f1",), True)
+
+    def test_on_one_with_another_label(self, marked: Marked) -> None:
+        """What a file says is right is for who imported it to change."""
+        sheet = marked.shop.folder / "file.csv"
+        sheet.write_text(f"uri,label_id\n{marked.items[16]['uri']},shop:f2\n", encoding="utf-8")
+        badcases.import_cases(marked.shop.store, marked.shop.settings, sheet, "老王")
+        answer = marked.mark(16, "shop:f1", never_regress=True)
+        assert marked.adopt() == Adopted(refused=1)
+        assert marked.truth(16) == (("shop:f2",), False)
+        assert marked.told(answer) == "它已经是坏例，但正确标签不一样"
+
+
+class TestPicturesThatAreAway:
+    """Each test has its own: what was a bad case once is in the store."""
+
+    @pytest.fixture
+    def away(self, marked: Marked) -> Iterator[Path]:
+        """The folder of all pictures, which is not there; to be moved back."""
+        here = marked.picture(0).parent
+        there = here.rename(here.with_name("unmounted"))
+        yield there
+        if there.exists():
+            there.rename(here)
+
+    def test_it_is_tried_again(self, marked: Marked, away: Path) -> None:
+        marks_here = {marked.mark(17, "shop:f1"), marked.mark(18, "shop:f2", by=ZHANG)}
+        assert marked.adopt() == Adopted(waiting=2)
+        assert marked.outcomes() == dict.fromkeys(marks_here)
+        away.rename(marked.picture(0).parent)
+        assert marked.adopt() == Adopted(added=2)
+
+    def test_it_holds_up_no_other(self, marked: Marked, tmp_path: Path) -> None:
+        lost, fine = marked.mark(20, "shop:f1"), marked.mark(21, "shop:f2")
+        path = marked.picture(20)
+        kept = path.rename(tmp_path / "kept")
+        try:
+            assert marked.adopt() == Adopted(added=1, waiting=1)
+        finally:
+            kept.rename(path)
+        assert marked.outcomes() == {lost: None, fine: "added"}
+
+    def test_it_is_given_up_after_a_week_and_said(self, marked: Marked, away: Path) -> None:
+        del away
+        week_ago = marked.shop.settings.now() - marks.PATIENCE
+        old = marked.mark(22, "shop:f1", marked_at=week_ago - timedelta(minutes=1))
+        new = marked.mark(23, "shop:f1", marked_at=week_ago + timedelta(hours=1))
+        assert marked.adopt() == Adopted(refused=1, waiting=1)
+        assert marked.told(old) == "一周里都读不到原图"
+        assert marked.told(new) is None
+
+    def test_a_label_that_is_gone_does_not_wait(self, marked: Marked, away: Path) -> None:
+        del away
+        answer = marked.mark(22, "shop:missing")
+        assert marked.adopt() == Adopted(refused=1)
+        assert marked.told(answer) == "这个标签已经不在了"
+
+
+def test_undoing_says_what_becomes_of_the_case(marked: Marked) -> None:
+    first = marked.adopted(19, "shop:f1")
+    second = marked.mark(19, "shop:f1", by=ZHANG)
+    marked.adopt()
+    (of_second,) = answering.undo(marked.shop.settings, ZHANG, [second])
+    assert of_second.message == "已撤销。它的图片原来就是坏例，仍会保留。"
+    (of_first,) = answering.undo(marked.shop.settings, LI, [first])
+    assert of_first.message == "已撤销。它的图片已经收为坏例，会随下一次发布自动撤下。"
+    marked.adopt()
+    assert marked.case(19) is None
 
 
 def test_a_database_that_is_away_is_tried_again(marked: Marked) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,11 +12,10 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from move_shop import postgresql
 from review_shop import ReviewShop
 from scipy.stats import binomtest
 
-from wwts_ops import corrections, database, planning
+from wwts_ops import corrections, database, planning, shares
 from wwts_ops.corrections import Answer
 from wwts_ops.database import review_items, review_opinions
 from wwts_ops.review import figures, message
@@ -82,7 +81,7 @@ class Desk:
         self.said += 1
         row = {"answer_id": f"o{self.said}", "content_sha256": content(name), "person": "小张", "said_at": at}
         with database.transaction(self.settings) as connection:
-            connection.execute(sa.insert(review_opinions).values(**row, place=2, answer={}, **more))
+            connection.execute(sa.insert(review_opinions).values(**{**row, "place": 2, "answer": {}, **more}))
 
     def seen(self, now: datetime = NOW) -> Figures:
         return figures.today(self.settings, Store.of(self.settings), now)
@@ -92,17 +91,9 @@ def content(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def urls() -> Iterator[Callable[[], str]]:
-    with postgresql() as make:
-        yield make
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def desk(request: pytest.FixtureRequest, make_settings: Make) -> Desk:
-    if request.param == "sqlite":
-        return Desk(make_settings())
-    return Desk(make_settings(database_url=request.getfixturevalue("urls")()))
+@pytest.fixture
+def desk(database_url: str, make_settings: Make) -> Desk:
+    return Desk(make_settings(database_url=database_url))
 
 
 @pytest.fixture
@@ -158,12 +149,29 @@ class TestPace:
         waits(lite, 1200)
         assert message.waiting(lite.seen()) == "1,200 张待审，按昨天的速度（每小时 60 张）今天审不完，还要约 20 小时。"
 
-    def test_without_any_work_nothing_is_promised(self, lite: Desk) -> None:
+    def test_without_any_work_nothing_is_promised(self, make_settings: Make) -> None:
+        lite = Desk(make_settings(review_admins="主管"))
         waits(lite, 3)
         lite.items("d", state="disputed")
         seen = lite.seen()
         assert (seen.per_hour, seen.done_by, seen.pace_of) == (None, None, None)
         assert message.waiting(seen) == "4 张待审，其中 1 张两人意见不同，需要第三人定。"
+
+    def test_what_everybody_has_looked_at_waits_for_nobody(self, make_settings: Make, database_url: str) -> None:
+        """Second looks and disputes count as long as somebody who may answer has not had theirs."""
+        settings = make_settings(database_url=database_url, reviewers="小李,小张")
+        desk = Desk(settings)
+        desk.items("a", "b", state="second")
+        desk.items("c", state="disputed")
+        desk.items("d")
+        for name, people in (("a", ["小李"]), ("b", ["小李", "小张"]), ("c", ["小李", "小张", "走了的"])):
+            for person in people:
+                desk.opinion(name, YESTERDAY, person=person)
+        seen = desk.seen()
+        assert (seen.left, seen.disputed, seen.stuck) == (2, 0, 2)
+        with_admin = settings.model_copy(update={"review_admins": ("小李",)})
+        seen = figures.today(with_admin, Store.of(settings), NOW)
+        assert (seen.left, seen.disputed, seen.stuck) == (3, 1, 1)
 
     def test_an_empty_queue(self, lite: Desk) -> None:
         assert message.waiting(lite.seen()) == "没有待审的图片。"
@@ -304,14 +312,14 @@ class TestAudit:
         share = figures.weighted(seen, 7)
         assert share.rate == pytest.approx(5000 / 5500)
         # Kish: (100 * 50 + 100 * 5)² / (100 * 50² + 100 * 5²)
-        expected = figures.wilson(5000 / 5500, 5500**2 / 252_500)
+        expected = shares.wilson(5000 / 5500, 5500**2 / 252_500)
         assert (share.low, share.high) == (pytest.approx(expected[0]), pytest.approx(expected[1]))
         assert (share.answered, share.asked) == (200, 207)
 
     @pytest.mark.parametrize(("right", "of"), [(0, 1), (1, 1), (0, 30), (30, 30), (97, 100), (1, 2000)])
     def test_the_interval_is_wilsons(self, right: int, of: int) -> None:
         expected = binomtest(right, of).proportion_ci(method="wilson")
-        assert figures.wilson(right / of, of) == (
+        assert shares.wilson(right / of, of) == (
             pytest.approx(expected.low, abs=1e-12),
             pytest.approx(expected.high, abs=1e-12),
         )
@@ -339,10 +347,17 @@ class TestNight:
 
     def test_a_schedule_that_was_due_and_left_nothing(self, make_settings: Make) -> None:
         assert self.night(make_settings()) == Night("2026-11-23", "absent")
-        assert self.night(make_settings(), NOW.replace(hour=1)).state == "unplanned"
-        assert self.night(make_settings(schedule="none")).state == "unplanned"
-        assert self.night(make_settings(schedule="0 2 * * 2-6")).state == "unplanned"  # not on Mondays
-        assert self.night(make_settings(schedule="0 2 * * 1")).state == "absent"
+        assert self.night(make_settings(), NOW.replace(hour=1)) == Night("2026-11-22", "absent")
+        assert self.night(make_settings(schedule="none")) == Night("2026-11-23", "unplanned")
+        assert self.night(make_settings(schedule="0 2 * * 2-6")) == Night("2026-11-21", "absent")  # not on Mondays
+        assert self.night(make_settings(schedule="0 22 * * *")) == Night("2026-11-22", "absent")
+        assert self.night(make_settings(schedule="0 22 * * *"), NOW.replace(hour=22, minute=30)).date == "2026-11-23"
+
+    def test_what_has_only_just_begun_is_not_missed(self, make_settings: Make) -> None:
+        settings = make_settings(schedule="0 22 * * *")
+        Store.of(settings).write_bytes("reports/date=2026-11-22/index.html", b"page")
+        assert self.night(settings, NOW.replace(hour=22, minute=5)) == Night("2026-11-22", "done")
+        assert self.night(settings, NOW.replace(hour=22, minute=15)) == Night("2026-11-23", "absent")
 
     def test_the_date_is_the_shops(self, make_settings: Make) -> None:
         there = self.night(make_settings(timezone="America/New_York"), NOW.astimezone(UTC))
@@ -352,6 +367,12 @@ class TestNight:
         settings = make_settings()
         Store.of(settings).write_bytes("reports/date=2026-11-23/index.html", b"page")
         assert self.night(settings) == Night("2026-11-23", "done")
+        Store.of(settings).delete("reports/date=2026-11-23/index.html")
+        Store.of(settings).write_bytes("reports/date=2026-11-22/index.html", b"page")
+        assert self.night(settings).state == "absent"
+        assert self.night(make_settings(schedule="0 22 * * *")) == Night("2026-11-22", "done")
+        # Saturday's came; what was run by hand on the day after it counts as much.
+        assert self.night(make_settings(schedule="0 2 * * 6")) == Night("2026-11-21", "done")
 
     def test_what_a_plan_still_owes(self, clean_environment: None, tmp_path: Any) -> None:
         shop = ReviewShop.made(tmp_path, items=40, shard_size=20)
@@ -367,6 +388,7 @@ MORNING = Figures(
     date="2026-11-23",
     left=2140,
     disputed=0,
+    stuck=0,
     done_today=0,
     done_yesterday=3500,
     per_hour=3210.0,
@@ -391,6 +413,13 @@ class TestMessage:
         ]
         assert message.title(MORNING) == "图片审核 11月23日"
 
+    def test_looks_that_nobody_is_left_to_give(self, make_settings: Make) -> None:
+        told = message.text(replace(MORNING, left=0, stuck=3), make_settings()).splitlines()
+        assert told[:2] == [
+            "没有待审的图片。",
+            "另有 3 张要换一个人再看，但能审核的人都已经看过；请管理员增加审核人员。",
+        ]
+
     def test_without_an_address_there_is_no_link(self, make_settings: Make) -> None:
         assert "去审核" not in message.text(MORNING, make_settings())
 
@@ -411,7 +440,7 @@ class TestMessage:
             (
                 Night("2026-11-23", "absent"),
                 0,
-                "注意：昨夜的打标（2026-11-23）没有运行，或者一开始就失败了；请管理员在 Airflow 里查看。"
+                "注意：2026-11-23 的打标没有运行，或者一开始就失败了；请管理员在 Airflow 里查看。"
                 "待审的是以前留下的图片。",
             ),
         ],

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
-from move_shop import postgresql
 from review_table import ANNA, BEER, BOSS, LI, WINE, ZHANG, Table, act
 
 from wwts_ops import corrections as answers_module
@@ -24,16 +23,9 @@ EVER = datetime(2020, 1, 1, tzinfo=UTC)
 ALWAYS = Selection(LI, EVER, datetime(2100, 1, 1, tzinfo=UTC))
 
 
-@pytest.fixture(scope="module")
-def urls() -> Iterator[Callable[[], str]]:
-    with postgresql() as make:
-        yield make
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def table(request: pytest.FixtureRequest, make_settings: Callable[..., Settings]) -> Table:
-    url = "" if request.param == "sqlite" else request.getfixturevalue("urls")()
-    settings = make_settings(database_url=url, reviewers=f"{LI},{ZHANG},{ANNA}", review_admins=BOSS)
+@pytest.fixture
+def table(database_url: str, make_settings: Callable[..., Settings]) -> Table:
+    settings = make_settings(database_url=database_url, reviewers=f"{LI},{ZHANG},{ANNA}", review_admins=BOSS)
     database.upgrade(settings)
     return Table(settings)
 

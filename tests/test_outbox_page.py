@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,17 +12,16 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from playwright.sync_api import Browser, BrowserContext, Page, Request, Route, expect, sync_playwright
-from review_shop import REVIEWERS, ReviewShop
-from served_pages import COOKIE, Served, serving
+from playwright.sync_api import BrowserContext, Page, Request, Route, expect
+from review_shop import REVIEWERS
+from scenes import Scene
 
 import wwts_ops
 from wwts_ops import database
-from wwts_ops.database import corrections, label_proposals, review_items
+from wwts_ops.database import label_proposals, review_items
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LI, ZHANG, ANNA = REVIEWERS
 JS = Path(wwts_ops.__file__).parent / "web" / "static" / "js"
 ANSWERS = "**/api/answers"
@@ -38,39 +34,11 @@ NEXT = """(before) => {
 }"""
 
 
-@dataclass(frozen=True)
-class Scene:
-    """The shop, its page, and a browser."""
-
-    shop: ReviewShop
-    served: Served
-    browser: Browser
-
-    def said(self, content: str) -> list[tuple[str, str]]:
-        """Who said what of it, less what was taken back."""
-        taken = corrections.alias()
-        gone = sa.select(taken.c.number).where(taken.c.retracts == corrections.c.number).exists()
-        asked = sa.select(corrections.c.answered_by, corrections.c.kind)
-        asked = asked.where(corrections.c.content_sha256 == content, corrections.c.kind != "retract", ~gone)
-        with database.reading(self.shop.settings) as connection:
-            return [(by, kind) for by, kind in connection.execute(asked)]
-
-
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; `apt-get install chromium` to use the page in a browser")
-    folder = tmp_path_factory.mktemp("outbox")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("AIRFLOW", "WWTS_", "MLFLOW_"))]:
-            patch.delenv(name)
-        shop = ReviewShop.made(folder / "shop", 300, second_looks=0.0, lease_minutes=LEASE_S // 60)
-        folder.joinpath("airflow").mkdir()
-        users = dict.fromkeys(REVIEWERS, "viewer")
-        with serving(shop.settings, folder / "airflow", users) as served, sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM)
-            yield Scene(shop, served, browser)
-            browser.close()
+    users = dict.fromkeys(REVIEWERS, "viewer")
+    with Scene.opened(tmp_path_factory.mktemp("outbox"), 300, users, lease_minutes=LEASE_S // 60) as opened:
+        yield opened
 
 
 Enters = Callable[..., Page]
@@ -83,9 +51,9 @@ def enter(scene: Scene) -> Iterator[Enters]:
 
     def come(name: str, context: BrowserContext | None = None) -> Page:
         if context is None:
-            context = scene.browser.new_context(locale="zh-CN")
+            context = scene.new_context()
             contexts.append(context)
-            sign_in(scene, context, name)
+            scene.sign_in(context, name)
         page = context.new_page()
         page.goto(scene.served.pages)
         page.wait_for_selector("[data-testid=photo]")
@@ -96,10 +64,6 @@ def enter(scene: Scene) -> Iterator[Enters]:
         context.close()
     with database.transaction(scene.shop.settings) as connection:
         connection.execute(sa.update(review_items).values(leased_by=None, leased_until=None))
-
-
-def sign_in(scene: Scene, context: BrowserContext, name: str) -> None:
-    context.add_cookies([{"name": COOKIE, "value": scene.served.token(name), "url": scene.served.url}])
 
 
 def shown(page: Page) -> str:
@@ -264,7 +228,7 @@ def test_answers_wait_for_who_gave_them_when_somebody_else_has_signed_in(scene: 
     page = enter(LI)
     page.context.route(ANSWERS, lambda route: route.abort())
     content = confirm(page)
-    sign_in(scene, page.context, ZHANG)
+    scene.sign_in(page.context, ZHANG)
     page.context.unroute(ANSWERS)
     veil = page.locator("[data-testid=other-person]")
     expect(veil).to_contain_text(f"现在登录的是{ZHANG}；{LI}还有 1 条未保存", timeout=60_000)
@@ -274,7 +238,7 @@ def test_answers_wait_for_who_gave_them_when_somebody_else_has_signed_in(scene: 
     theirs = enter(ZHANG, page.context)
     pending(theirs, 0)
     theirs.close()
-    sign_in(scene, page.context, LI)
+    scene.sign_in(page.context, LI)
     expect(veil).to_have_count(0, timeout=60_000)
     pending(page, 0)
     assert scene.said(content) == [(LI, "confirm")]
@@ -294,8 +258,8 @@ def test_the_server_refuses_what_a_page_says_in_another_name(scene: Scene) -> No
 
 
 def test_leases_are_kept_only_while_somebody_is_there(scene: Scene, enter: Enters) -> None:
-    context = scene.browser.new_context(locale="zh-CN")
-    sign_in(scene, context, ANNA)
+    context = scene.new_context()
+    scene.sign_in(context, ANNA)
     page = context.new_page()
     page.clock.install()
     page.goto(scene.served.pages)
@@ -337,6 +301,209 @@ def test_a_grid_that_was_left_is_taken_anew_without_what_others_have(scene: Scen
     page.mouse.move(70, 70)
     expect(page.locator(f"[data-testid=grid-item][data-content='{content}']")).to_have_count(0)
     expect(page.locator("[data-testid=grid-item]").first).to_be_visible()
+
+
+# ------------------------------------------------------------------ the grid
+
+PEAR, APPLE, BANANA = "shop:f2", "shop:f0", "shop:f1"
+FEW = 20
+
+
+@pytest.fixture
+def pears(scene: Scene) -> Iterator[Scene]:
+    """So many pears that they fill more than two grids, some of them in the queue's own states."""
+    columns = review_items.c
+    labels = {"label_id": PEAR, "label_zh": "库尔勒香梨"}
+    with database.transaction(scene.shop.settings) as connection:
+        asked = sa.select(columns.content_sha256, columns.label_id, columns.label_zh)
+        asked = asked.where(columns.label_id.not_in([APPLE, BANANA]), columns.state == "open", columns.skus <= FEW)
+        before = connection.execute(asked.order_by(columns.content_sha256).limit(170)).all()
+        contents = [row.content_sha256 for row in before]
+        assert len(contents) == 170
+        connection.execute(sa.update(review_items).where(columns.content_sha256.in_(contents)).values(**labels))
+        for some, values in ((contents[:20], {"state": "later"}), (contents[20:40], {"needed": 2})):
+            connection.execute(sa.update(review_items).where(columns.content_sha256.in_(some)).values(**values))
+    yield scene
+    with database.transaction(scene.shop.settings) as connection:
+        for row in before:
+            this = sa.update(review_items).where(columns.content_sha256 == row.content_sha256)
+            connection.execute(this.values(label_id=row.label_id, label_zh=row.label_zh))
+        connection.execute(sa.update(review_items).values(needed=1))
+        waiting = sa.update(review_items).where(columns.content_sha256.in_(contents[:20]), columns.state == "later")
+        connection.execute(waiting.values(state="open"))
+
+
+class Grid:
+    """The page of thumbnails, as ANNA sees it."""
+
+    def __init__(self, scene: Scene, page: Page) -> None:
+        self.scene = scene
+        self.page = page
+        self.cells = page.locator("[data-testid=grid-item]")
+
+    def choose(self, label: str) -> None:
+        self.page.locator(f"[data-testid=grid-label][data-label='{label}']").click()
+
+    def shown(self, label: str) -> list[str]:
+        """Waits until the label's pictures are there; which."""
+        expect(self.page.locator(f"[data-testid=grid-label][data-label='{label}'][aria-current]")).to_be_visible()
+        expect(self.cells.first).to_be_visible()
+        return self.contents()
+
+    def full(self, count: int = 50) -> list[str]:
+        """Waits until so many are on the board and were seen; which."""
+        expect(self.page.locator("[data-testid=grid-item][data-state=right]")).to_have_count(count)
+        return self.contents()
+
+    def contents(self, state: str = "") -> list[str]:
+        which = f"[data-testid=grid-item]{f'[data-state={state}]' if state else ''}"
+        return [
+            str(one) for one in self.page.locator(which).evaluate_all("(all) => all.map((one) => one.dataset.content)")
+        ]
+
+    def tick(self, *contents: str) -> None:
+        for content in contents:
+            self.page.locator(f"[data-testid=grid-item][data-content='{content}']").click()
+
+    def leased(self) -> set[str]:
+        """What is leased to ANNA."""
+        asked = sa.select(review_items.c.content_sha256).where(review_items.c.leased_by == ANNA)
+        with database.reading(self.scene.shop.settings) as connection:
+            return set(connection.execute(asked).scalars())
+
+    def holds(self, count: int) -> set[str]:
+        """Waits until so many are leased to ANNA; which."""
+        for _ in range(100):
+            if len(found := self.leased()) == count:
+                break
+            self.page.wait_for_timeout(100)
+        assert len(found) == count
+        return found
+
+    def takes(self, content: str) -> None:
+        """Somebody else looks at it now."""
+        with database.transaction(self.scene.shop.settings) as connection:
+            this = sa.update(review_items).where(review_items.c.content_sha256 == content)
+            connection.execute(this.values(leased_by=ZHANG, leased_until=datetime.now(UTC) + timedelta(minutes=5)))
+
+
+@pytest.fixture
+def grid(pears: Scene, enter: Enters) -> Grid:
+    page = enter(ANNA)
+    page.set_viewport_size({"width": 1500, "height": 1400})
+    page.clock.install()
+    page.goto(f"{pears.served.pages}#/grid")
+    page.reload()
+    found = Grid(pears, page)
+    found.choose(PEAR)
+    return found
+
+
+def test_every_grid_is_full_whatever_else_waits_of_its_label(grid: Grid) -> None:
+    first = grid.full()
+    grid.holds(100)
+    grid.page.keyboard.press("Enter")
+    expect(grid.page.locator(f"[data-testid=grid-item][data-content='{first[0]}']")).to_have_count(0)
+    second = grid.full()
+    assert not {*first} & {*second}
+    pending(grid.page, 0)
+    assert {content: grid.scene.said(content) for content in first} == {one: [(ANNA, "confirm")] for one in first}
+    grid.page.keyboard.press("u")
+    expect(grid.page.locator(f"[data-testid=grid-item][data-content='{first[0]}']")).to_have_count(1)
+    assert grid.full() == first
+    grid.holds(100)
+    pending(grid.page, 0)
+    assert [content for content in first if grid.scene.said(content)] == []
+
+
+def test_the_end_of_a_label_is_cleared_by_the_same_key(grid: Grid) -> None:
+    with database.transaction(grid.scene.shop.settings) as connection:
+        keep = sa.select(review_items.c.content_sha256).where(review_items.c.label_id == BANANA).limit(1)
+        rest = sa.update(review_items).where(review_items.c.label_id == BANANA)
+        connection.execute(rest.where(review_items.c.content_sha256.not_in(keep)).values(needed=2))
+    grid.choose(BANANA)
+    [content] = grid.full(1)
+    grid.page.keyboard.press("Enter")
+    expect(grid.page.locator("[data-testid=grid-finished]")).to_be_visible()
+    pending(grid.page, 0)
+    assert grid.scene.said(content) == [(ANNA, "confirm")]
+    grid.page.keyboard.press("Enter")  # on to the next label
+    expect(grid.cells.first).to_be_visible()
+
+
+def test_a_picture_that_did_not_load_is_not_answered(grid: Grid) -> None:
+    board = grid.full()
+    grid.page.context.route(re.compile(f"/pictures/{board[3]}"), lambda route: route.abort())
+    grid.choose(APPLE)
+    grid.shown(APPLE)
+    grid.choose(PEAR)
+    grid.full(49)
+    assert grid.contents("unseen") == [board[3]]
+    expect(grid.page.locator(".gridbar")).to_contain_text("1 张看不到图片，不作答")
+    grid.page.keyboard.press("Enter")
+    pending(grid.page, 0)
+    assert grid.scene.said(board[3]) == []
+
+
+def test_a_grid_holds_its_board_and_the_next_one_and_gives_all_else_back(grid: Grid) -> None:
+    board = grid.full()
+    held = grid.holds(100)
+    assert {*board} < held
+    for label in (APPLE, BANANA, APPLE, BANANA, APPLE):
+        grid.choose(label)
+    apples = grid.shown(APPLE)
+    assert grid.holds(len(apples)) == {*apples}
+    grid.choose(PEAR)
+    grid.full()
+    held = grid.holds(100)
+
+    def keeps_all(request: Request) -> bool:
+        return "/api/renew" in request.url and set(json.loads(request.post_data or "")["contents"]) == held
+
+    with grid.page.expect_request(keeps_all):
+        grid.page.mouse.move(60, 60)
+        grid.page.clock.run_for(LEASE_S * 500)
+    grid.page.goto("about:blank")
+    grid.holds(0)
+
+
+def test_marks_outlast_what_others_took_and_a_reload(grid: Grid) -> None:
+    board = grid.full()
+    wrong, lost = board[4:6], board[20]
+    grid.tick(*wrong, lost)
+    grid.holds(100)
+    grid.takes(lost)
+    grid.page.clock.run_for((LEASE_S + 10) * 1000)
+    grid.page.mouse.move(70, 70)
+    expect(grid.page.locator(f"[data-testid=grid-item][data-content='{lost}']")).to_have_count(0)
+    assert grid.contents("wrong") == wrong
+    assert len(grid.full(47)) == 49
+    grid.page.reload()
+    grid.choose(PEAR)
+    grid.full(48)
+    assert grid.contents("wrong") == wrong
+
+
+def test_marks_are_not_passed_over_when_the_board_is_left(grid: Grid) -> None:
+    board = grid.full()
+    grid.tick(board[4])
+    sheet = grid.page.locator("[data-testid=grid-leaving]")
+    grid.choose(APPLE)
+    expect(sheet).to_contain_text("标错的 1 张还没有保存")
+    grid.page.keyboard.press("Escape")
+    expect(sheet).to_have_count(0)
+    assert grid.contents("wrong") == board[4:5]
+    grid.choose(APPLE)
+    grid.page.keyboard.press("2")  # forgotten
+    grid.shown(APPLE)
+    grid.choose(PEAR)
+    board = grid.full()
+    grid.tick(board[6])
+    grid.choose(APPLE)
+    grid.page.keyboard.press("1")  # saved, for later
+    grid.shown(APPLE)
+    pending(grid.page, 0)
+    assert (grid.scene.said(board[4]), grid.scene.said(board[6])) == ([], [(ANNA, "wrong_unknown")])
 
 
 def test_all_that_was_skipped_is_named(enter: Enters) -> None:

@@ -151,11 +151,11 @@ class TestShard:
             [sys.executable, "-c", code, plan.run_key], env=environment(found), stderr=subprocess.DEVNULL
         )
         try:
-            child = _child(parent, seconds=60)
+            child = _child(parent, seconds=300)
         finally:
             parent.kill()
             parent.wait()
-        child.wait(30)
+        child.wait(300)
         assert not child.is_running()
 
 

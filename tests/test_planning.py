@@ -474,7 +474,7 @@ def test_of_starters_at_once_one_wins(shop: Shop, lists: list[str]) -> None:
         assert starter.stdin is not None
         starter.stdin.write("go\n")
         starter.stdin.flush()
-    answers = [starter.communicate(timeout=60)[0].split() for starter in starters]
+    answers = [starter.communicate(timeout=300)[0].split() for starter in starters]
     winners = [run_key for won, run_key in answers if won == "True"]
     assert len(winners) == 1
     assert [plan.run_key for plan in planning.claimed(shop.store)] == winners

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from environment import plain
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = ROOT / "plugins"
@@ -29,7 +29,7 @@ print(json.dumps({
 
 def loaded(home: Path, folder: Path) -> dict[str, Any]:
     """What Airflow's own plugins manager loads from ``folder``, in a process of its own."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "AIRFLOW"))}
+    kept = plain()
     given = {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(folder),

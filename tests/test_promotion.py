@@ -17,7 +17,9 @@ from zoneinfo import ZoneInfo
 import httpx
 import psutil
 import pytest
-from move_shop import CONTEXT, Shop, ended, mlflow_server, postgresql
+from database_server import DatabaseServer
+from forkserver import CONTEXT
+from move_shop import Shop, ended, mlflow_server
 from night_run import wwts
 
 from wwts_ops import promotion
@@ -47,12 +49,9 @@ def sqlite(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, sqlite: str) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield sqlite
-        return
-    with postgresql() as make:
-        yield make()
+def database_url(request: pytest.FixtureRequest, sqlite: str) -> str:
+    """One for all tests: models are told apart by their names."""
+    return sqlite if request.param == "sqlite" else str(request.getfixturevalue("postgresql").database())
 
 
 @pytest.fixture
@@ -358,10 +357,11 @@ class TestKilled:
     """A promotion has some thirty writes; it is killed after them, one by one, and ends the same."""
 
     @pytest.fixture
-    def on_postgresql(self, clean_environment: None, tracking_uri: str, tmp_path: Path) -> Iterator[Make]:
-        with postgresql() as database:
-            url = database()
-            yield lambda: Shop.made(tracking_uri, url, tmp_path)
+    def on_postgresql(
+        self, clean_environment: None, tracking_uri: str, postgresql: DatabaseServer, tmp_path: Path
+    ) -> Make:
+        url = postgresql.database()
+        return lambda: Shop.made(tracking_uri, url, tmp_path)
 
     @staticmethod
     def killed(make: Make, each: int) -> Iterator[tuple[Shop, promotion.Proposal, promotion.Proposal]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from move_shop import postgresql
+from environment import clean
 from review_shop import ADMIN, ReviewShop
 
 from wwts_ops import corrections, database, events, taxonomy, taxonomy_changes
@@ -106,18 +105,11 @@ class Wishes:
         return found.by_id
 
 
-@pytest.fixture(scope="module")
-def urls() -> Iterator[Callable[[], str]]:
-    with postgresql() as make:
-        yield make
-
-
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def wishes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wishes]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("WWTS_", "MLFLOW_"))]:
-            patch.delenv(name)
-        more = {} if request.param == "sqlite" else {"database_url": request.getfixturevalue("urls")()}
+        clean(patch)
+        more = {} if request.param == "sqlite" else {"database_url": request.getfixturevalue("postgresql").schema()}
         yield Wishes(ReviewShop.made(tmp_path_factory.mktemp("proposals"), items=60, **more))
 
 
@@ -226,7 +218,7 @@ def test_a_duplicate_name_is_refused_and_the_proposal_waits(wishes: Wishes) -> N
 def test_nobody_decides_twice(wishes: Wishes) -> None:
     proposal = wishes.propose("火龙果", wishes.contents(1))
     wishes.decide(proposal, "refuse")
-    with pytest.raises(WwtsError, match=f"已由 {ADMIN} 处理（拒绝）"):
+    with pytest.raises(WwtsError, match=f"已由 {ADMIN} 处理（不采纳）"):
         wishes.decide(proposal, "accept", admin="别人")
     assert "火龙果" not in {label.label_zh for label in wishes.labels().values()}
     with pytest.raises(WwtsError, match="没有这条"):

@@ -361,7 +361,7 @@ def test_two_publishers_at_once_lose_nothing(nights: Nights) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     for process in both:
-        process.communicate("\n", timeout=120)
+        process.communicate("\n", timeout=600)
     assert [process.returncode for process in both] == [0, 0]
     assert set(rows(nights)) == set(names)
     acts = [nights.store.read_json(key)["release"] for key in nights.store.list("releases")]

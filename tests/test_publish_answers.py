@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import shutil
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 import overlaid_nights
 import pytest
 from conftest import free_ports
+from forkserver import CONTEXT
 from overlaid_nights import ANSWERED_AT, EMPTY, OverlaidNights, Scene, expected, sha
 from written_nights import Outcome, auto, forced, review
 
@@ -25,8 +25,6 @@ from wwts_ops.planning import Plan
 from wwts_ops.review import queue
 from wwts_ops.taxonomy import Label, Taxonomy
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["overlaid_nights", "alembic.command", "wwts_ops.publish"])
 NAMES = Taxonomy(
     "new",
     (
@@ -42,12 +40,6 @@ def nights(clean_environment: None, tmp_path: Path) -> OverlaidNights:
     made = OverlaidNights(tmp_path, tmp_path / "store")
     taxonomy.put(made.store, NAMES, "小王", None)
     return made
-
-
-def go(nights: OverlaidNights, release: str = "live") -> dict[str, Any]:
-    pointer = publish.publish(nights.store, nights.settings(release=release))
-    assert pointer is not None
-    return pointer
 
 
 def one_night(nights: OverlaidNights, etag: str = "1") -> Plan:
@@ -66,10 +58,10 @@ def one_night(nights: OverlaidNights, etag: str = "1") -> Plan:
 
 def test_an_answer_is_what_every_copy_says(nights: OverlaidNights) -> None:
     one_night(nights)
-    go(nights)
+    nights.publish()
     before = nights.rows()
     nights.answer("correct", "苹果", "shop:juice", "shop:wine")
-    pointer = go(nights)
+    pointer = nights.publish()
     names = taxonomy.current(nights.store)
     assert names is not None
     found = nights.rows()
@@ -109,7 +101,7 @@ def test_a_confirmed_tag_goes_live(nights: OverlaidNights) -> None:
     one_night(nights)
     nights.answer("confirm", "汁", "shop:wine")
     nights.answer("confirm", "枪", "gun:1")
-    go(nights)
+    nights.publish()
     # A label that the taxonomy does not list goes by its id; that a person must see wine is done with.
     assert nights.states() == {
         "a": ("live", "梨"),
@@ -124,7 +116,7 @@ def test_a_confirmed_tag_goes_live(nights: OverlaidNights) -> None:
 def test_in_shadow_an_answer_is_shown_and_not_live(nights: OverlaidNights) -> None:
     one_night(nights)
     nights.answer("correct", "苹果", "shop:juice")
-    pointer = go(nights, "shadow")
+    pointer = nights.publish("shadow")
     assert nights.states() == {
         "a": ("pending", "葡萄汁"),
         "b": ("pending", "葡萄汁"),
@@ -137,7 +129,7 @@ def test_in_shadow_an_answer_is_shown_and_not_live(nights: OverlaidNights) -> No
 def test_wrong_and_nobody_knows_what_is_right(nights: OverlaidNights) -> None:
     one_night(nights)
     nights.answer("wrong_unknown", "苹果")
-    go(nights)
+    nights.publish()
     row = nights.rows()["a"]
     assert [row[name] for name in EMPTY] == [None] * 5
     told = [row[name] for name in ("decision", "decision_reason", "state", "source", "model_version")]
@@ -147,10 +139,10 @@ def test_wrong_and_nobody_knows_what_is_right(nights: OverlaidNights) -> None:
 def test_a_rejected_image_leaves(nights: OverlaidNights) -> None:
     one_night(nights)
     number = nights.answer("reject_image", "苹果")
-    assert go(nights)["rows"] == 2
+    assert nights.publish()["rows"] == 2
     assert set(nights.rows()) == set("cd")
     nights.answer("retract", "苹果", retracts=number)
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("live", "梨")
 
 
@@ -158,22 +150,22 @@ def test_a_retract_brings_back_what_was_said_before(nights: OverlaidNights) -> N
     one_night(nights)
     nights.answer("correct", "苹果", "shop:juice")
     second = nights.answer("correct", "苹果", "shop:wine")
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("live", "红酒")
     nights.answer("retract", "苹果", retracts=second)
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("live", "葡萄汁")
     nights.answer("retract", "苹果", retracts=1)
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("live", "梨")
 
 
 def test_weak_labels_override_nothing(nights: OverlaidNights) -> None:
     one_night(nights)
-    go(nights)
+    nights.publish()
     before = nights.rows()
     nights.answer("confirm", "苹果", "shop:wine", weak=True)
-    pointer = go(nights)
+    pointer = nights.publish()
     assert nights.rows() == {name: {**row, "snapshot": pointer["snapshot"]} for name, row in before.items()}
 
 
@@ -182,7 +174,7 @@ def test_new_bytes_do_not_bring_back_what_a_person_took_back(nights: OverlaidNig
     one_night(nights)
     nights.answer("correct", "苹果", "shop:juice")
     nights.tagged(dict.fromkeys("abcd", "2"), {name: (f"新{name}", review("瓶", 0.25)) for name in "abcd"})
-    go(nights)
+    nights.publish()
     assert nights.states() == {
         "a": ("pending", "葡萄汁"),
         "b": ("pending", "葡萄汁"),
@@ -190,7 +182,7 @@ def test_new_bytes_do_not_bring_back_what_a_person_took_back(nights: OverlaidNig
         "d": ("pending", None),
     }
     nights.answer("wrong_unknown", "苹果")
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("pending", None)
 
 
@@ -198,14 +190,14 @@ def test_the_night_does_not_overwrite_an_answer(nights: OverlaidNights) -> None:
     one_night(nights)
     nights.answer("correct", "苹果", "shop:juice")
     one_night(nights, "2")
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("live", "葡萄汁")
 
 
 def test_a_new_name_reaches_the_answers(nights: OverlaidNights) -> None:
     one_night(nights)
     nights.answer("correct", "苹果", "shop:juice")
-    go(nights)
+    nights.publish()
     taxonomy.edit(nights.store, "小王", {"shop:juice": Label("shop:juice", "纯葡萄汁")})
     assert publish.refresh(nights.store, nights.settings()) is not None
     assert nights.states()["a"] == ("live", "纯葡萄汁")
@@ -219,7 +211,7 @@ def test_against_the_life_of_every_image(nights: OverlaidNights, seed: int, rele
     history(nights, seed)
     answers = random_answers(seed)
     nights.answer_all(answers)
-    pointer = go(nights, release)
+    pointer = nights.publish(release)
     table = [{**vars(one), "number": number} for number, one in enumerate(answers, 1)]
     names = taxonomy.current(nights.store)
     wanted = expected(Scene(nights.acts, table, names=names, release=release))
@@ -291,7 +283,7 @@ def check_counts(pointer: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> 
 
 def test_without_a_database_there_are_no_answers_and_none_is_made(nights: OverlaidNights) -> None:
     one_night(nights)
-    pointer = go(nights)
+    pointer = nights.publish()
     assert publish.refresh(nights.store, nights.settings()) is None
     assert publish.announce(nights.store, nights.settings()) is None
     assert publish.is_current(nights.store, nights.settings())
@@ -318,18 +310,18 @@ def test_no_snapshot_without_the_answers_of_a_database_that_is_away(nights: Over
 def test_a_lost_database_takes_nothing_from_consumers(nights: OverlaidNights) -> None:
     one_night(nights)
     nights.answer("correct", "苹果", "shop:juice")
-    go(nights)
+    nights.publish()
     before = nights.rows()
     shutil.rmtree(nights.settings().state_dir)
     one_night(nights, "2")
     with pytest.raises(WwtsError, match="up to number 1, and the database only up to 0"):
-        go(nights)
+        nights.publish()
     with pytest.raises(WwtsError, match="restore the database"):
         publish.refresh(nights.store, nights.settings(release="live"))
     assert nights.rows() == before
     # Who means it says so.
     nights.store.delete(publish.POINTER)
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("live", "梨")
 
 
@@ -342,7 +334,7 @@ def test_only_what_is_new_is_published(nights: OverlaidNights) -> None:
     one_night(nights)
     nights.answer("correct", "苹果", "shop:juice")
     assert publish.refresh(nights.store, given) is None, "the first snapshot is the night's"
-    go(nights)
+    nights.publish()
     assert publish.refresh(nights.store, given) is None
     nights.answer("correct", "汁", "shop:juice")
     assert not publish.is_current(nights.store, given)
@@ -414,9 +406,9 @@ def test_an_answered_content_is_not_queued_again(nights: OverlaidNights) -> None
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_anywhere_and_started_again(nights: OverlaidNights, moment: str, tmp_path: Path) -> None:
     one_night(nights)
-    go(nights)
+    nights.publish()
     nights.answer("correct", "苹果", "shop:juice")
-    undisturbed = go(copied(nights, tmp_path / "whole"))
+    undisturbed = copied(nights, tmp_path / "whole").publish()
     (part,) = undisturbed["parts"]
     died = 0
     for at in range(1, 20):
@@ -429,7 +421,7 @@ def test_killed_anywhere_and_started_again(nights: OverlaidNights, moment: str, 
         assert process.exitcode == -signal.SIGKILL
         died += 1
         assert one.states()["a"][1] in {"梨", "葡萄汁"}, "consumers read a whole snapshot"
-        assert go(one)["snapshot"] == undisturbed["snapshot"]
+        assert one.publish()["snapshot"] == undisturbed["snapshot"]
         assert one.store.read_bytes(part) == (tmp_path / "whole" / part).read_bytes()
         kept = one.store.read_json(published.kept_key(undisturbed["snapshot"]))
         assert without(kept, "published_at") == without(undisturbed, "published_at")
@@ -465,7 +457,7 @@ def test_what_was_live_stays_while_others_publish(nights: OverlaidNights, publis
         nights.answer("correct", name, "shop:juice")
         while True:
             try:
-                go(nights)
+                nights.publish()
                 break
             except UnavailableError:
                 continue
@@ -488,7 +480,7 @@ def test_an_answer_that_comes_while_a_publish_runs_is_in_the_next(
         lay(*given)
 
     monkeypatch.setattr(overlays, "lay", slow)
-    assert go(nights)["answers"] == 0
+    assert nights.publish()["answers"] == 0
     assert nights.states()["a"] == ("live", "梨")
     pointer = publish.refresh(nights.store, nights.settings(release="live"))
     assert pointer is not None
@@ -498,11 +490,11 @@ def test_an_answer_that_comes_while_a_publish_runs_is_in_the_next(
 def test_the_same_answers_are_the_same_bytes(nights: OverlaidNights) -> None:
     history(nights, 4, 60)
     nights.answer_all(random_answers(4, 30, 40))
-    first = go(nights)
+    first = nights.publish()
     data = nights.store.read_bytes(first["parts"][0])
     for key in (first["parts"][0], publish.POINTER):
         nights.store.delete(key)
-    again = go(nights)
+    again = nights.publish()
     assert (again["snapshot"], nights.store.read_bytes(again["parts"][0])) == (first["snapshot"], data)
     # In force are answers, not numbers alone: the table is read up to the number that the name was made of.
     table = corrections.frozen(nights.settings(), again["answers"])
@@ -511,9 +503,9 @@ def test_the_same_answers_are_the_same_bytes(nights: OverlaidNights) -> None:
 
 def test_one_more_answer_is_another_snapshot(nights: OverlaidNights) -> None:
     one_night(nights)
-    names = [go(nights)["snapshot"]]
+    names = [nights.publish()["snapshot"]]
     for label in ("shop:juice", "shop:juice"):
         nights.answer("correct", "苹果", label)
-        names.append(go(nights)["snapshot"])
+        names.append(nights.publish()["snapshot"])
     assert len(set(names)) == 3
     assert [one["snapshot"] for one in published.snapshots(nights.store)] == names

@@ -26,12 +26,6 @@ def nights(clean_environment: None, tmp_path: Path) -> OverlaidNights:
     return made
 
 
-def go(nights: OverlaidNights, release: str = "live") -> dict[str, Any]:
-    pointer = publish.publish(nights.store, nights.settings(release=release))
-    assert pointer is not None
-    return pointer
-
-
 def one_night(nights: OverlaidNights, etag: str = "1") -> None:
     """Live, live by a copy, and waiting for a person."""
     outcomes: dict[str, tuple[str, Outcome]] = {
@@ -47,10 +41,10 @@ def one_night(nights: OverlaidNights, etag: str = "1") -> None:
 
 def test_what_the_retag_is_sure_of_goes_live(nights: OverlaidNights) -> None:
     one_night(nights)
-    go(nights)
+    nights.publish()
     before = nights.rows()
     made = nights.retag(1, [{"苹果": auto("苹果", 0.5)}, {"汁": auto("果汁", 0.5), "别的": auto("x", 0.5)}])
-    pointer = go(nights)
+    pointer = nights.publish()
     found = nights.rows()
     for name, content, label in (("a", "苹果", "苹果"), ("b", "苹果", "苹果"), ("c", "汁", "果汁")):
         assert found[name] == {
@@ -79,10 +73,10 @@ def test_what_the_retag_is_sure_of_goes_live(nights: OverlaidNights) -> None:
 
 def test_what_the_retag_is_not_sure_of_keeps_its_last_live_tag(nights: OverlaidNights) -> None:
     one_night(nights)
-    go(nights)
+    nights.publish()
     before = nights.rows()
     nights.retag(1, [{"苹果": review("苹果", 0.25), "汁": forced("酒", 0.5)}])
-    go(nights)
+    nights.publish()
     found = nights.rows()
     tags = (*EMPTY, *MADE_BY)
     assert {name: found["a"][name] for name in tags} == {name: before["a"][name] for name in tags}
@@ -96,10 +90,10 @@ def test_the_tags_of_a_version_that_was_rolled_back_are_nobodys_last_live_ones(n
     one_night(nights, "2")
     bad = nights.rows_of(2)["a"]["model_sha256"]
     nights.retag(2, [{"苹果": review("苹果", 0.25)}], [bad])
-    go(nights)
+    nights.publish()
     assert nights.rows()["a"]["model_version"] == "1", "the tag of the version before"
     nights.retag(2, [{"苹果": review("苹果", 0.25)}], [bad, nights.rows_of(1)["a"]["model_sha256"]], version="78")
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("pending", None)
 
 
@@ -112,7 +106,7 @@ def test_the_next_night_stands_above_the_retag(nights: OverlaidNights) -> None:
         "c": ("汁", auto("酒", 0.75)),
     }
     nights.tagged({"a": "2", "b": "2", "c": "1"}, fresh)
-    pointer = go(nights)
+    pointer = nights.publish()
     # The last live tag of b is the retag's; c has not changed.
     assert nights.states() == {"a": ("live", "新"), "b": ("pending", "苹果"), "c": ("live", "果汁")}
     assert nights.rows()["b"]["run_id"] == pointer["retag"]
@@ -122,14 +116,14 @@ def test_the_next_night_stands_above_the_retag(nights: OverlaidNights) -> None:
 def test_in_shadow_a_retag_is_not_live(nights: OverlaidNights) -> None:
     one_night(nights)
     nights.retag(1, [{"苹果": auto("苹果", 0.5)}])
-    go(nights, "shadow")
+    nights.publish("shadow")
     assert set(nights.states().values()) == {("pending", None)}
 
 
 def test_of_several_parts_the_lowest_counts(nights: OverlaidNights) -> None:
     one_night(nights)
     nights.retag(1, [{"汁": auto("x", 0.5)}, {"苹果": auto("苹果", 0.5)}, {"苹果": review("梨", 0.5)}])
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("live", "苹果")
 
 
@@ -137,10 +131,10 @@ def test_an_answer_stands_above_the_retag(nights: OverlaidNights) -> None:
     one_night(nights)
     number = nights.answer("correct", "苹果", "shop:juice")
     nights.retag(1, [{"苹果": auto("苹果", 0.5)}])
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("live", "葡萄汁")
     nights.answer("retract", "苹果", retracts=number)
-    go(nights)
+    nights.publish()
     assert nights.states()["a"] == ("live", "苹果")
 
 
@@ -155,7 +149,7 @@ def test_against_the_life_of_every_image(nights: OverlaidNights, seed: int, rele
     parts = [{one: rng.choice(choices) for one in rng.sample(contents, 50)} for _ in range(3)]
     distrusted = {row["model_sha256"] for row in nights.rows_of(2).values()}
     retag = nights.retag(upto, parts, sorted(distrusted))
-    pointer = go(nights, release)
+    pointer = nights.publish(release)
     table = [{**vars(one), "number": number} for number, one in enumerate(answers, 1)]
     scene = Scene(nights.acts, table, retag, parts, taxonomy.current(nights.store), release)
     wanted = expected(scene)
@@ -167,13 +161,13 @@ def test_against_the_life_of_every_image(nights: OverlaidNights, seed: int, rele
 
 def test_a_damaged_retag_doubles_no_image(nights: OverlaidNights) -> None:
     one_night(nights)
-    before = go(nights)
+    before = nights.publish()
     nights.retag(1, [{"苹果": auto("苹果", 0.5)}])
     key = retags.part_key("r000000000077", 0)
     table = nights.store.read_table(key)
     nights.store.write_table(key, table.take([0, 0]))
     with pytest.raises(WwtsError, match="an image twice"):
-        go(nights)
+        nights.publish()
     assert nights.rows()["a"]["snapshot"] == before["snapshot"]
     assert [one["snapshot"] for one in published.snapshots(nights.store)] == [before["snapshot"]]
 
@@ -218,10 +212,10 @@ def restored(nights: OverlaidNights, snapshot: str) -> dict[str, Any]:
 def test_going_back_moves_pointers_and_writes_nothing_else(nights: OverlaidNights) -> None:
     one_night(nights)
     nights.answer("correct", "汁", "shop:juice")
-    first = go(nights)
+    first = nights.publish()
     rows = nights.rows()
     nights.retag(1, [{"苹果": auto("苹果", 0.5)}])
-    second = go(nights)
+    second = nights.publish()
     assert nights.states()["a"] == ("live", "苹果")
     files = written(nights.root)
     assert restored(nights, first["snapshot"])["snapshot"] == first["snapshot"]
@@ -246,35 +240,35 @@ def written(root: Path) -> dict[str, tuple[int, int]]:
 
 def test_going_back_takes_back_no_answer_and_no_night(nights: OverlaidNights) -> None:
     one_night(nights)
-    first = go(nights)
+    first = nights.publish()
     nights.retag(1, [{"苹果": auto("苹果", 0.5), "汁": auto("酒", 0.5)}])
-    go(nights)
+    nights.publish()
     nights.answer("correct", "汁", "shop:juice")
-    go(nights)
+    nights.publish()
     later: dict[str, tuple[str, Outcome]] = {"b": ("新", auto("新", 0.75))}
     nights.tagged({"a": "1", "b": "2", "c": "1"}, later)
-    go(nights)
+    nights.publish()
     value = restored(nights, first["snapshot"])
     assert value["snapshot"] != first["snapshot"]
     assert value["retag"] is None
     assert nights.states() == {"a": ("live", "梨"), "b": ("live", "新"), "c": ("live", "葡萄汁")}
     # It stays so.
     assert publish.refresh(nights.store, nights.settings(release="live")) is None
-    assert go(nights)["snapshot"] == value["snapshot"]
+    assert nights.publish()["snapshot"] == value["snapshot"]
 
 
 def rolled_back(nights: OverlaidNights) -> tuple[dict[str, Any], dict[str, Any], str]:
     """What was published after a second night, by a version that was wrong, and after its rollback; that version."""
     one_night(nights)
-    go(nights)
+    nights.publish()
     wrong: dict[str, tuple[str, Outcome]] = {"a": ("苹果 2", auto("错", 0.75))}
     nights.tagged({"a": "2", "b": "1", "c": "1"}, wrong)
     (version,) = {row["model_sha256"] for row in nights.rows_of(2).values()}
     assert version not in {row["model_sha256"] for row in nights.rows_of(1).values()}
-    before = go(nights)
+    before = nights.publish()
     assert nights.states()["a"] == ("live", "错")
     nights.retag(2, [{"苹果 2": review("疑", 0.25)}], [version])
-    after = go(nights)
+    after = nights.publish()
     assert nights.states()["a"] == ("pending", "梨")
     return before, after, version
 
@@ -290,7 +284,7 @@ def test_going_back_trusts_no_version_that_was_rolled_back_from(nights: Overlaid
     assert nights.states() == {"a": ("pending", "梨"), "b": ("live", "梨"), "c": ("pending", None)}
     # It stays so.
     assert publish.refresh(nights.store, nights.settings(release="live")) is None
-    assert go(nights)["snapshot"] == value["snapshot"]
+    assert nights.publish()["snapshot"] == value["snapshot"]
     # And forth: that retag says so itself.
     assert restored(nights, after["snapshot"])["snapshot"] == after["snapshot"]
     assert restored(nights, before["snapshot"])["snapshot"] == value["snapshot"]
@@ -300,25 +294,25 @@ def test_a_version_is_trusted_again_when_the_next_retag_says_so(nights: Overlaid
     before, _, _ = rolled_back(nights)
     restored(nights, before["snapshot"])
     nights.retag(2, [{"汁": auto("果汁", 0.5)}], version="78")
-    assert go(nights)["distrusted"] is None
+    assert nights.publish()["distrusted"] is None
     assert nights.states() == {"a": ("live", "错"), "b": ("live", "梨"), "c": ("live", "果汁")}
 
 
 def test_going_back_to_a_versions_own_retag_trusts_it(nights: OverlaidNights) -> None:
     one_night(nights)
     made = nights.retag(1, [{"苹果": auto("苹果", 0.5)}])
-    first = go(nights)
+    first = nights.publish()
     nights.retag(1, [{"苹果": auto("梨", 0.5)}], [made.model_sha256], version="78")
-    go(nights)
+    nights.publish()
     assert restored(nights, first["snapshot"])["snapshot"] == first["snapshot"]
     assert retags.standing(nights.store) == (made, ())
 
 
 def test_a_snapshot_that_is_not_whole_is_not_gone_back_to(nights: OverlaidNights) -> None:
     one_night(nights)
-    first = go(nights)
+    first = nights.publish()
     nights.retag(1, [{"苹果": auto("苹果", 0.5)}])
-    second = go(nights)
+    second = nights.publish()
     for key in (first["parts"][0], published.kept_key(first["snapshot"])):
         data = nights.store.read_bytes(key)
         nights.store.delete(key)
@@ -332,13 +326,13 @@ def test_a_snapshot_that_is_not_whole_is_not_gone_back_to(nights: OverlaidNights
 
 def test_a_snapshot_of_before_there_were_retags_can_be_gone_back_to(nights: OverlaidNights) -> None:
     one_night(nights)
-    first = go(nights)
+    first = nights.publish()
     # As this was written before: a pointer that says less, and no file beside the part.
     old = ("snapshot", "parts", "rows", "live", "pending", "release", "model_name", "model_version")
     old += ("taxonomy_version", "published_at")
     nights.store.write_json(publish.POINTER, {**{name: first[name] for name in old}, "sequence": 1})
     nights.store.delete(published.kept_key(first["snapshot"]))
-    assert go(nights)["snapshot"] == first["snapshot"], "the same name as then"
+    assert nights.publish()["snapshot"] == first["snapshot"], "the same name as then"
     nights.retag(1, [{"苹果": auto("苹果", 0.5)}])
     assert publish.refresh(nights.store, nights.settings(release="live")) is not None
     assert restored(nights, first["snapshot"])["snapshot"] == first["snapshot"]
@@ -349,9 +343,9 @@ def test_a_snapshot_of_before_there_were_retags_can_be_gone_back_to(nights: Over
 
 def test_the_command(nights: OverlaidNights) -> None:
     one_night(nights)
-    first = go(nights)
+    first = nights.publish()
     nights.retag(1, [{"苹果": auto("苹果", 0.5)}])
-    second = go(nights)
+    second = nights.publish()
     listed = wwts(nights.root, "tags", "snapshots").out
     lines = [line for line in listed.splitlines() if re.search(r"s000001-\w{12}", line)]
     assert [first["snapshot"] in lines[0], second["snapshot"] in lines[1]] == [True, True]

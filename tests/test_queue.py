@@ -317,7 +317,9 @@ def test_copies_skus_and_siblings_are_those_of_all_that_is_published(nights: Nig
 def test_a_sku_of_any_number_of_images_shows_some(nights: Nights) -> None:
     outcomes: dict[str, Outcome] = {f"i{number:03d}": review("x") for number in range(60)}
     plan = night(nights, outcomes, skus=dict.fromkeys(outcomes, "散装"))
-    for row in queued(nights, plan):
+    rows = queued(nights, plan)
+    assert len(rows) == len(outcomes)
+    for row in rows:
         shown = [one["image_id"] for one in row["siblings"]]
         first = [name for name in outcomes if name != row["image_id"]][:20]
         assert shown == first

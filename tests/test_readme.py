@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from environment import plain
 
 pytestmark = pytest.mark.slow
 
@@ -69,14 +69,14 @@ def demo_night(shop: Path) -> str:
 
 
 def _run(command: str, folder: Path) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "MLFLOW_"))}
+    environment = plain()
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

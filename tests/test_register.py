@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from code_shelf import CAUTIOUS, changed, environment
+from environment import clean
 from typer.testing import CliRunner
 
 import wwts_ops
@@ -29,8 +29,7 @@ SMALL = "lite:lite0@64"
 def shop(tmp_path_factory: pytest.TempPathFactory, embedded_tagger: Tagger) -> Iterator[Settings]:
     """An empty registry, the default's files in the cache."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("WWTS_", "MLFLOW_"))]:
-            patch.delenv(name)
+        clean(patch)
         made = settings.load(store=str(tmp_path_factory.mktemp("register") / "store"))
         patch.setenv("WWTS_STORE", made.store)
         shutil.copytree(embedded_tagger.folder, made.state_dir / "models" / embedded_tagger.folder.name)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import pytest
 import skimage.data
+from environment import clean, plain
 
 from wwts_ops import registration, registry, tracking
 from wwts_ops.errors import UnavailableError, WwtsError
@@ -43,7 +44,7 @@ def versions(settings: Settings) -> list[str]:
 
 def child(settings: Settings, code: str, **environment: str) -> subprocess.Popen[str]:
     """Another process of ours with the settings of a test."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "MLFLOW_"))}
+    kept = plain()
     return subprocess.Popen(
         [
             sys.executable,
@@ -71,9 +72,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, embedded_tagger: Tagger) -> 
     from wwts_ops import settings
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("WWTS_", "MLFLOW_")):
-                patch.delenv(name)
+        clean(patch)
         made = settings.load(store=str(tmp_path_factory.mktemp("registry") / "store"))
         shutil.copytree(embedded_tagger.folder, made.state_dir / "models" / embedded_tagger.folder.name)
         registry.ensure_champion(made)
@@ -116,7 +115,7 @@ class TestFirstNight:
         settings = seeded_settings()
         loud = {"PYTHONWARNINGS": "default::UserWarning"}
         both = [child(settings, "print('got', registry.ensure_champion(found))", **loud) for _ in range(2)]
-        told = [process.communicate(timeout=120) for process in both]
+        told = [process.communicate(timeout=600) for process in both]
         assert [process.returncode for process in both] == [0, 0], told
         answers = {line for out, _ in told for line in out.splitlines() if line.startswith("got")}
         assert len(answers) == 1
@@ -131,7 +130,7 @@ class TestFirstNight:
             "mlflow.MlflowClient.set_registered_model_alias = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
             "registry.ensure_champion(found)",
         )
-        _, told = killed.communicate(timeout=120)
+        _, told = killed.communicate(timeout=600)
         assert killed.returncode == -signal.SIGKILL, told
         assert versions(settings) == ["1"]
         assert registry.champion(settings) is None
@@ -258,7 +257,7 @@ class TestFetched:
     ) -> None:
         """Else two machines on one registry would tag with two models of one name."""
         process = child(make_settings(), "print(registration.embedded(found).sha256)")
-        out, told = process.communicate(timeout=120)
+        out, told = process.communicate(timeout=600)
         assert out.split()[-1:] == [embedded_tagger.sha256], told
 
 
@@ -339,7 +338,7 @@ class TestServer:
             "except UnavailableError as error: print('told', error)",
             MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path / 'mlflow.db'}",
         )
-        out, told = process.communicate(timeout=120)
+        out, told = process.communicate(timeout=600)
         assert "told MLflow at sqlite" in out, told
 
 
@@ -376,7 +375,7 @@ _FORBIDDEN = {"airflow", "fsspec", "s3fs", "sqlalchemy", "pydantic_settings", "s
 
 def alone(code: str, *arguments: object, folder: Path) -> Any:
     command = [sys.executable, "-I", "-c", _ALONE + code, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

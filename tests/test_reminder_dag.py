@@ -11,15 +11,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import dag_aftermath
 import pytest
 from dag_aftermath import Kept
+from environment import clean
 from review_shop import ReviewShop
-from test_dags import parsed
 
 from wwts_ops import dag_defaults
 from wwts_ops.errors import UnavailableError, WwtsError
@@ -183,21 +182,6 @@ class TestFailure:
         assert TOKEN not in repr(tell)
 
 
-class TestSetUp:
-    def test_it_goes_out_at_half_past_seven_in_the_shop(self, tmp_path: Path) -> None:
-        dag = parsed(tmp_path)["dags"]["remind_reviewers"]
-        # Noon of the last day of 2025 in Shanghai: the next morning's.
-        assert dag["nights"][0]["run_after"] == "2025-12-31T23:30:00+00:00"
-        assert (dag["timetable"], dag["max_active_runs"], dag["catchup"]) == ("CronTriggerTimetable", 1, False)
-
-    def test_it_may_be_left_out_and_parses_with_addresses(self, tmp_path: Path) -> None:
-        found = parsed(tmp_path, WWTS_REMINDER_SCHEDULE="none", WWTS_NOTIFY=f"json://127.0.0.1:1/{TOKEN}")
-        assert found["import_errors"] == {}
-        assert found["dags"]["remind_reviewers"]["nights"] == []
-        assert TOKEN not in json.dumps(found)
-        assert not {name.partition(".")[0] for name in found["imported"]} & {"apprise", "requests"}
-
-
 @dataclass(frozen=True)
 class Ran:
     """What runs of the reminder left, and what the group read."""
@@ -213,8 +197,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, group: Inbox) -> Ran:
     folder = tmp_path_factory.mktemp("reminder")
     group.messages.clear()
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("WWTS_", "MLFLOW_", "AIRFLOW"))]:
-            patch.delenv(name)
+        clean(patch)
         notify = f"{group.url()},{group.url(f'{CLOSED}/{TOKEN}2')}"
         shop = ReviewShop.made(folder, items=40, notify=notify, public_url="https://airflow.shop.example")
         shop.store.delete(f"runs/{shop.plan.run_key}/done.json")

@@ -289,7 +289,7 @@ def test_what_people_said_and_what_an_older_version_said(store: Store) -> None:
     report_store.write(store, Night(1, ROWS[:9]))
     report_store.publish(store, "live", 123_456, 78)
     text = Page(page_of(store)).text
-    assert "人工更正" not in text
+    assert "人工答案" not in text
     assert "其他版本的标签" not in text
     pointer = store.read_json("published/current.json")
     counts = {"answered": 12_345, "model_version": "3", "model_versions": {"1": 1_000, "2": 234, "3": 99_999}}
@@ -298,7 +298,7 @@ def test_what_people_said_and_what_an_older_version_said(store: Store) -> None:
     assert found is not None
     assert (found.answered, found.model_version, found.older) == (12_345, "3", 1_234)
     text = Page(page_of(store)).text
-    assert "有 12,345 张以人工答复为准" in text
+    assert "有 12,345 张以人工答案为准" in text
     assert "有 1,234 张的结果出自其他版本的模型（目前用第 3 版打标）" in text
 
 
@@ -434,7 +434,7 @@ def chromium(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
         env={**os.environ, "HOME": str(home)},
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from move_shop import CONTEXT
+from forkserver import CONTEXT
 from retag_shop import TAG_COLUMNS, RetagShop, make_tagger, retag_and_die
 
 from wwts_ops import embeddings, retags
@@ -18,7 +18,7 @@ from wwts_ops.storage import Store
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 120
+SECONDS = 600
 #: Every so many changes of the store one kill, in turn just before and just after it.
 STEP = 6
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -128,13 +127,7 @@ def test_on_s3_it_is_the_same(
 ) -> None:
     here = template.copied(tmp_path / "here")
     monkeypatch.chdir(tmp_path)
-    given = {
-        "store": f"s3://{s3_server.bucket}/retag-{random.SystemRandom().getrandbits(32):x}",
-        "s3_endpoint": s3_server.endpoint,
-        "database_url": f"sqlite:///{tmp_path / 'wwts.db'}",
-        "mlflow_tracking_uri": here.settings.resolved_tracking_uri,
-    }
-    there = RetagShop(here.shelf, here.settings.model_copy(update=given))
+    there = here.on_s3(s3_server, database_url=f"sqlite:///{tmp_path / 'wwts.db'}")
     there.settings.state_dir.mkdir(parents=True)
     (there.settings.state_dir / "models").symlink_to(here.settings.state_dir / "models")
     for shop in (here, there):

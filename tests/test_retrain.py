@@ -22,14 +22,14 @@ import dag_chain
 import numpy as np
 import pytest
 from code_shelf import environment
+from environment import clean
 from PIL import Image
 from retrain_shop import LABELS, RetrainShop, patient_rules
-from test_dags import parsed
 
 from eval import evaluate
 from training import lineage, retrain, snapshot
 from training.order import Order
-from wwts_ops import badcases, corrections, holdout, promotion, registry, settings, tracking
+from wwts_ops import badcases, corrections, holdout, promotion, registry, settings, taxonomy, tracking
 from wwts_ops.errors import WwtsError
 from wwts_ops.tagger import Tagger
 from wwts_ops.verdict import TAG, Verdict
@@ -70,8 +70,7 @@ class Story:
 def shop(tmp_path_factory: pytest.TempPathFactory, embedded_tagger: Tagger) -> Iterator[RetrainShop]:
     folder = tmp_path_factory.mktemp("训练 🎓")
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("WWTS_", "MLFLOW_"))]:
-            patch.delenv(name)
+        clean(patch)
         patch.setenv("WWTS_GATE_RULES", str(patient_rules(folder)))
         found = settings.load(
             store=str(folder / "store"), catalog=str(folder / "图库"), release="live", device="cpu", training_views=1
@@ -116,10 +115,10 @@ def test_what_passed_is_champion(story: Story) -> None:
 
 
 def test_a_training_that_runs_twice_is_registered_once(story: Story) -> None:
+    """By force trained again from the same, it ends the same."""
     ordered = [event["training"] for event in story.events if event["event"] == "training_ordered"]
-    assert len(ordered) == 2
-    assert len(set(ordered)) == 1
-    assert [event["event"] for event in story.events].count("training_started") == 1
+    assert ordered == [story.order.training, f"{story.order.training}-2"]
+    assert [event["event"] for event in story.events].count("training_started") == 2
     assert [event["event"] for event in story.events].count("training_recorded") == 1
     assert [str(entry.version) for entry in story.shop.versions()] == [DEFAULT, TRAINED]
 
@@ -258,31 +257,31 @@ def second(story: Story) -> Second:
 
 def heads(shop: RetrainShop, order: Order) -> list[str]:
     """Keys of the heads of a training; each names its SHA-256."""
-    return [key for key in shop.store.list(f"trainings/{order.training}", ".safetensors") if "/head-" in key]
+    return [key for key in shop.store.list(f"trainings/{order.training}/", ".safetensors") if "/head-" in key]
 
 
 def test_a_champion_that_learned_the_answers_is_no_start_to_learn_them_again(story: Story) -> None:
-    """From scratch, after the promotion: the same start, the same training, the same bits."""
+    """From scratch, after the promotion: the same start, the same bits, the same version."""
     shop, found, order = story.shop, story.shop.settings, story.order
     assert shop.aliases()["champion"] == TRAINED
-    (key,) = heads(shop, order)
-    head, compared = shop.store.read_bytes(key), shop.store.read_json(order.key("compared.json"))
-    for name in shop.store.list(f"trainings/{order.training}"):
-        shop.store.delete(name)
     again = Order(**(retrain.prepare(found, {**FORM, "force": True}) or {}))
-    assert (again.base_version, again.base_sha256, again.training) == (DEFAULT, order.base_sha256, order.training)
+    assert again.training == f"{order.training}-3"
+    assert (again.base_version, again.base_sha256) == (DEFAULT, order.base_sha256)
     retrain.build_dataset(found, again)
     retrain.train(found, again)
-    assert heads(shop, again) == [key]
-    assert shop.store.read_bytes(key) == head
+    assert retrain.prepare(found, FORM) == vars(again), "begun, it is gone on with"
+    assert [shop.store.read_bytes(key) for key in heads(shop, again)] == [
+        shop.store.read_bytes(key) for key in heads(shop, order)
+    ]
     assert retrain.register(found, again) == TRAINED
-    shop.store.write_json(order.key("compared.json"), compared)
+    retrain.tag_diff(found, again, TRAINED)
+    assert shop.store.read_json(again.key("compared.json")) == {"version": TRAINED, "tagdiff": None}
 
 
 def test_what_is_live_is_not_trained_again_and_what_was_rolled_back_only_when_forced(story: Story) -> None:
     found, force = story.shop.settings, {**FORM, "force": True}
     assert story.shop.store.read_json(story.order.key("compared.json"))["version"] == TRAINED
-    assert retrain.prepare(found, {**force, **GO}) is None
+    assert retrain.prepare(found, {**FORM, **GO}) is None
     promotion.rollback(found, None, "小王", "试一试", "back")
     try:
         # It passed and is not champion; yet somebody had a reason to go back.
@@ -345,6 +344,66 @@ def test_killed_in_any_stage_and_started_again_it_is_registered_once(second: Sec
     assert snapshot.used(shop.store) == order.latest
 
 
+def test_a_version_that_was_promoted_by_hand_before_it_was_compared_needs_no_comparison(second: Second) -> None:
+    shop, found, order = second.shop, second.shop.settings, second.order
+    assert retrain.prepare(found, FORM) == vars(order)
+    champion(found, second.version)
+    try:
+        assert retrain.prepare(found, FORM) is None
+        retrain.tag_diff(found, order, second.version)
+        assert shop.store.read_json(order.key("compared.json")) == {"version": second.version, "tagdiff": None}
+        assert retrain.prepare(found, FORM) is None
+    finally:
+        champion(found, TRAINED)
+        shop.store.delete(order.key("compared.json"))
+
+
+def champion(found: settings.Settings, version: str) -> None:
+    """As by hand, on MLflow's own page."""
+    with tracking.connected(found) as client:
+        client.set_registered_model_alias(found.model_name, "champion", version)
+
+
+def test_a_label_that_was_switched_off_or_on_since_is_another_training(second: Second) -> None:
+    """And a new name alone is none."""
+    store, found = second.shop.store, second.shop.settings
+
+    def ordered(**changes: Any) -> Order:
+        names = taxonomy.current(store)
+        assert names is not None
+        label = dataclasses.replace(names.by_id["shop:coins"], **changes)
+        taxonomy.edit(store, "小王", {"shop:coins": label})
+        return Order(**(retrain.prepare(found, {**FORM, "force": True, "seed": 11}) or {}))
+
+    first, off, named, on = ordered(), ordered(enabled=False), ordered(label_zh="硬币"), ordered(enabled=True)
+    assert first.training != off.training == named.training
+    assert on.training == first.training
+    excluded = []
+    for order in (off, on):
+        # Whatever is in force by now: a training that was begun ends by what it began with.
+        retrain.build_dataset(found, order)
+        excluded.append(retrain.dataset(store, order).excluded.get("label_switched_off", 0))
+    assert excluded[0] > 0 == excluded[1]
+
+
+def test_old_tags_alone_are_trained_from_only_by_force(second: Second, tmp_path: Path) -> None:
+    shop = second.shop
+    found = shop.settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/旧标签.db"})
+    fresh = RetrainShop(found, shop.folder)
+    with pytest.raises(WwtsError, match="There are no answers to train from"):
+        retrain.prepare(found, {**FORM, "force": True})
+    fresh.answer(shop.catalog, weak=True)
+    assert retrain.prepare(found, {**FORM, "min_new_answers": 0}) is None
+    order = Order(**(retrain.prepare(found, {**FORM, "force": True}) or {}))
+    retrain.build_dataset(found, order)
+    made = retrain.dataset(shop.store, order)
+    assert (order.answers, len(made.validation), set(made.train.shown)) == (0, 0, {"weak"})
+    assert len(made.train) > 0
+    retrain.train(found, order)
+    told = retrain.trained(shop.store, order)
+    assert {one["how"] for one in told.thresholds} == {"kept"}
+
+
 def test_of_two_heads_at_once_both_go_on_with_the_first(second: Second) -> None:
     store, order = second.shop.store, second.order
     first = retrain.trained(store, order)
@@ -386,32 +445,3 @@ def test_a_version_is_not_judged_by_what_it_learned(second: Second) -> None:
 def test_an_unknown_backbone_is_refused_by_name(story: Story) -> None:
     with pytest.raises(WwtsError, match="no-such-net"):
         retrain.prepare(story.shop.settings, {**FORM, "force": True, "backbone": "no-such-net"})
-
-
-# ------------------------------------------------------------------ the DAG
-
-
-def test_the_dag_follows_the_issue(tmp_path: Path) -> None:
-    dag = parsed(tmp_path)["dags"]["retrain_head"]
-    tasks = dag["tasks"]
-    order = ["snapshot", "dataset", "train", "register", "evaluate", "accuracy", "latency", "gate", "tag_diff"]
-    for before, after in zip(order, [*order[1:], "promote"], strict=True):
-        assert before in tasks[after]["upstream"], f"{after} does not wait for {before}"
-    assert {name for name, task in tasks.items() if task["outlets"]} == {"move"}
-    assert tasks["move"]["outlets"] == ["wwts_champion"]
-    assert tasks["prepare"]["upstream"] == ["promote", "register"]
-    assert dag["timetable"] == "AssetOrTimeSchedule"
-    # Five o'clock of a Monday in Shanghai, from the last day of 2025 on.
-    assert dag["nights"][0]["run_after"] == "2026-01-04T21:00:00+00:00"
-    for name, schema in dag["params"].items():
-        assert any("一" <= sign <= "鿿" for sign in schema["title"]), name
-
-
-def test_both_promotions_have_the_same_tasks(tmp_path: Path) -> None:
-    dags = parsed(tmp_path, WWTS_RETRAIN_SCHEDULE="none")["dags"]
-    promotion = dags["promote_model"]["tasks"]
-    assert set(promotion) == {"prepare", "choose", "approve", "move"}
-    assert promotion["move"]["upstream"] == ["approve", "choose", "prepare"]
-    shared = {name: dags["retrain_head"]["tasks"][name] for name in promotion if name != "prepare"}
-    assert shared == {name: task for name, task in promotion.items() if name != "prepare"}
-    assert dags["retrain_head"]["nights"] == []

@@ -5,8 +5,6 @@ One server and one shop for all of these; each test takes items of its own, by t
 
 from __future__ import annotations
 
-import os
-import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scenes
 import sqlalchemy as sa
-from playwright.sync_api import Browser, Frame, Page, Route, expect, sync_playwright
-from review_shop import ADMIN, REVIEWERS, VIEWER, ReviewShop
-from served_pages import COOKIE, Served, serving
+from playwright.sync_api import Frame, Page, Route, expect
+from review_shop import ADMIN, REVIEWERS, VIEWER
 
 from wwts_ops import database, publish, published
-from wwts_ops.database import corrections, review_items
+from wwts_ops.database import review_items, review_marks
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LI, ZHANG, ANNA = REVIEWERS
 #: A laptop's screen.
 SCREEN = {"width": 1366, "height": 768}
@@ -53,28 +50,8 @@ NEXT = """(before) => {
 }"""
 
 
-@dataclass(frozen=True)
-class Scene:
-    """The shop, its page, and a browser."""
-
-    shop: ReviewShop
-    served: Served
-    browser: Browser
-
-    def answers(self, *contents: str) -> list[Any]:
-        """Answers in force, of these contents or of all, in the order in which they were given."""
-        taken = corrections.alias()
-        gone = sa.select(taken.c.number).where(taken.c.retracts == corrections.c.number).exists()
-        asked = sa.select(corrections).where(corrections.c.kind != "retract", ~gone).order_by(corrections.c.number)
-        if contents:
-            asked = asked.where(corrections.c.content_sha256.in_(contents))
-        with database.reading(self.shop.settings) as connection:
-            return list(connection.execute(asked).all())
-
-    def item(self, content: str) -> Any:
-        """The row of a content in the queue."""
-        with database.reading(self.shop.settings) as connection:
-            return connection.execute(sa.select(review_items).where(review_items.c.content_sha256 == content)).one()
+class Scene(scenes.Scene):
+    """One in which people go, and others write."""
 
     def free(self, person: str) -> None:
         """Time passes: what ``person`` looks at is anybody's again."""
@@ -135,19 +112,9 @@ class Person:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; `apt-get install chromium` to use the page in a browser")
-    folder = tmp_path_factory.mktemp("e2e")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith(("AIRFLOW", "WWTS_", "MLFLOW_"))]:
-            patch.delenv(name)
-        shop = ReviewShop.made(folder / "shop", ITEMS, second_looks=0.0)
-        folder.joinpath("airflow").mkdir()
-        users = {**dict.fromkeys([*REVIEWERS, ADMIN], "user"), VIEWER: "viewer"}
-        with serving(shop.settings, folder / "airflow", users) as served, sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM)
-            yield Scene(shop, served, browser)
-            browser.close()
+    users = {**dict.fromkeys([*REVIEWERS, ADMIN], "user"), VIEWER: "viewer"}
+    with Scene.opened(tmp_path_factory.mktemp("e2e"), ITEMS, users) as opened:
+        yield opened
 
 
 Enters = Callable[..., Person]
@@ -159,8 +126,8 @@ def enter(scene: Scene) -> Iterator[Enters]:
     people: list[Person] = []
 
     def come(name: str, route: str = "look", screen: dict[str, int] = SCREEN, theme: str = "light") -> Person:
-        context = scene.browser.new_context(viewport=screen, locale="zh-CN", color_scheme=theme)
-        context.add_cookies([{"name": COOKIE, "value": scene.served.token(name), "url": scene.served.url}])
+        context = scene.new_context(viewport=screen, color_scheme=theme)
+        scene.sign_in(context, name)
         person = Person(name, context.new_page())
         people.append(person)
         watch(person)
@@ -205,7 +172,7 @@ def meant(number: int, shown: dict[str, Any]) -> tuple[tuple[str, ...], tuple[st
 
 def test_two_hundred_pictures_by_keyboard_alone(scene: Scene) -> None:
     """From Airflow's own sign-in through its menu: the page is in its frame there."""
-    context = scene.browser.new_context(viewport=SCREEN, locale="zh-CN")
+    context = scene.new_context(viewport=SCREEN)
     person = Person(LI, context.new_page())
     page = person.page
     page.goto(f"{scene.served.url}/")
@@ -515,6 +482,21 @@ def test_what_people_said_is_what_consumers_read(scene: Scene, enter: Enters) ->
         assert {row["label_id"] for row in of_content} == {label}
         assert {row["source"] for row in of_content} == {"correction"}
     assert not any(row["label_id"] for row in rows if row["content_sha256"] == bad)
+
+
+def test_the_records_say_why_a_picture_is_no_bad_case(scene: Scene, enter: Enters) -> None:
+    person = enter("anna")
+    said = person.say("b", "Enter")
+    person.say("b", "Enter")
+    person.saved()
+    content = review_marks.c.content_sha256 == said["content"]
+    with database.transaction(scene.shop.settings) as connection:
+        refused = {"done_at": database.now(connection), "outcome": "refused: changed: the bytes have changed"}
+        assert connection.execute(sa.update(review_marks).where(content).values(**refused)).rowcount == 1
+    person.page.goto("about:blank")
+    person.page.goto(f"{scene.served.pages}#/records")
+    expect(person.frame.get_by_test_id("answer").nth(1)).to_contain_text("没有收为坏例：原图已经换成了别的内容")
+    expect(person.frame.get_by_test_id("answer-no-badcase")).to_have_count(1)
 
 
 # ------------------------------------------------------------------ for everybody

@@ -24,7 +24,7 @@ NAMES = Taxonomy(
 
 def test_a_row_a_label_that_may_be_given_in_the_order_of_the_taxonomy() -> None:
     assert labels.index(NAMES) == [
-        ("t:wine", "红酒", "wine", "葡萄酒|红酒🍷", "饮料 > 酒类", "hong jiu|pu tao jiu", "f"),
+        ("t:wine", "红酒", "wine", "葡萄酒|红酒🍷", "饮料 > 酒类", "hong jiu|pu tao jiu|hong jiu", "f"),
         ("t:knife", "Knife", "knife", "", "厨具", "", "f"),
         ("t:plain", "杯子", "", "", "家居", "bei zi", ""),
     ]

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pytest
@@ -18,17 +21,16 @@ from item_table import (
     answer,
     change,
     content,
+    empty,
     item,
     load,
     row,
-    schema_of,
     taken,
 )
-from move_shop import postgresql
-from review_shop import ADMIN, REVIEWERS, ReviewShop
+from review_shop import REVIEWERS, ReviewShop
 from written_nights import Nights, review
 
-from wwts_ops import corrections, database, publish
+from wwts_ops import corrections, database, publish, taxonomy
 from wwts_ops.database import review_items, review_loaded
 from wwts_ops.errors import WwtsError
 from wwts_ops.records import REVIEW_ITEMS
@@ -38,25 +40,9 @@ from wwts_ops.schemas import REVIEW_QUEUE
 from wwts_ops.settings import Settings
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[sa.URL]:
-    with postgresql() as make:
-        yield sa.make_url(make())
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a database with nothing in it; of PostgreSQL a schema, which is made faster than a database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / '库' / 'wwts.db'}"
-    return schema_of(request.getfixturevalue("server"))
-
-
 @pytest.fixture
-def shop(url: str, make_settings: Make) -> Settings:
-    found = make_settings(database_url=url, review_admins=ADMIN, second_looks=0)
-    database.upgrade(found)
-    return found
+def shop(database_url: str, make_settings: Make) -> Settings:
+    return empty(make_settings, database_url)
 
 
 class TestLoad:
@@ -130,8 +116,8 @@ class TestLoad:
         assert found.revision == revision
 
     @pytest.mark.parametrize("state", ["later", "second", "disputed"])
-    def test_what_people_said_half_of_stays_so(self, make_settings: Make, url: str, state: str) -> None:
-        shop = make_settings(database_url=url, forced_answers=2)
+    def test_what_people_said_half_of_stays_so(self, make_settings: Make, database_url: str, state: str) -> None:
+        shop = make_settings(database_url=database_url, forced_answers=2)
         forced = {"decision": "forced_review", "shown_because": "forced_review"}
         load(shop, row(1, **forced))
         assert item(shop, 1).needed == 2
@@ -156,8 +142,8 @@ class TestLoad:
         assert load(shop, row(1, run_id="2026-03-02-0"), date="2026-03-02") == 1
         assert (item(shop, 1).state, item(shop, 1).revision) == ("open", 2)
 
-    def test_a_share_gets_a_second_look_that_is_the_same_for_all(self, make_settings: Make, url: str) -> None:
-        shop = make_settings(database_url=url, second_looks=0.3, forced_answers=2)
+    def test_a_share_gets_a_second_look_that_is_the_same_for_all(self, make_settings: Make, database_url: str) -> None:
+        shop = make_settings(database_url=database_url, second_looks=0.3, forced_answers=2)
         forced = {"decision": "forced_review", "shown_because": "forced_review"}
         load(shop, *(row(number) for number in range(1, 501)), *(row(number, **forced) for number in range(501, 601)))
         with database.reading(shop) as connection:
@@ -168,13 +154,23 @@ class TestLoad:
         assert max(blind) <= 500, "what two look at anyhow"
         assert [one.needed for one in found] == [1] * 500 + [2] * 100
 
+    @pytest.mark.parametrize(
+        ("reviewers", "admins", "asked"), [("", "", 1), ("甲", "", 0), ("甲", "乙", 1), ("甲", "甲", 0)]
+    )
+    def test_who_is_alone_is_not_asked_to_wait_for_another(
+        self, make_settings: Make, reviewers: str, admins: str, asked: int
+    ) -> None:
+        shop = make_settings(second_looks=1, reviewers=reviewers, review_admins=admins)
+        load(shop, row(1))
+        assert item(shop, 1).blind == bool(asked)
+
 
 # ------------------------------------------------------------------ nights
 
 
 @pytest.fixture
-def made(clean_environment: None, tmp_path: Path, url: str) -> ReviewShop:
-    return ReviewShop.made(tmp_path / "店", 60, database_url=url, audit_rate=0.3)
+def made(clean_environment: None, tmp_path: Path, database_url: str) -> ReviewShop:
+    return ReviewShop.made(tmp_path / "店", 60, database_url=database_url, audit_rate=0.3)
 
 
 class TestNights:
@@ -195,6 +191,16 @@ class TestNights:
         queue.route(made.store, made.settings, made.plan)
         after = items.take(made.settings, REVIEWERS[0], ALL, items.MOST)
         assert [shown(one) for one in after] == [shown(one) for one in before]
+
+    def test_what_was_renamed_since_a_night_began_goes_by_its_name_now(self, made: ReviewShop) -> None:
+        label = next(one for one in made.names.labels if one.label_id == "shop:f1")
+        renamed = replace(label, label_zh="国产香蕉", category_path="生鲜 > 水果")
+        taxonomy.edit(made.store, "小王", {label.label_id: renamed})
+        with database.transaction(made.settings) as connection:
+            connection.execute(sa.delete(review_items))
+        queue.route(made.store, made.settings, made.plan)
+        found = [one for one in waiting(made) if one.label_id == label.label_id]
+        assert {(one.label_zh, one.category_path) for one in found} == {("国产香蕉", "生鲜 > 水果")}
 
     def test_two_that_route_at_once_do_no_harm(self, made: ReviewShop) -> None:
         before = {one.content_sha256: shown(one) for one in items.take(made.settings, "x", ALL, items.MOST)}
@@ -279,10 +285,10 @@ def shown(one: Item) -> dict[str, Any]:
 
 class TestUnlisted:
     def test_what_is_published_no_more_waits_no_more_until_it_is_again(
-        self, clean_environment: None, tmp_path: Path, url: str
+        self, clean_environment: None, tmp_path: Path, database_url: str
     ) -> None:
         nights = Nights(tmp_path, tmp_path / "store")
-        given = nights.settings(database_url=url)
+        given = nights.settings(database_url=database_url)
 
         def live(catalog: dict[str, str], found: Sequence[str]) -> list[str]:
             """A whole night; what waits then."""
@@ -321,9 +327,12 @@ class TestUnlisted:
         assert taken(shop) == [1]
 
     def test_what_was_done_long_ago_can_be_forgotten(self, shop: Settings) -> None:
-        load(shop, row(1), row(2))
+        load(shop, row(1), row(2), row(4))
         load(shop, row(3), date="2026-03-05")
-        corrections.record(shop, [answer(1), answer(3)])
-        assert items.forget(shop, "2026-03-05") == 1
-        assert [items.one(shop, content(number)) is None for number in (1, 2, 3)] == [True, False, False]
+        midnight = datetime(2026, 3, 5, tzinfo=ZoneInfo("Asia/Shanghai"))
+        before = {"answered_at": midnight - timedelta(seconds=1)}
+        corrections.record(shop, [answer(1, **before), answer(3, **before), answer(4, answered_at=midnight)])
+        assert items.forgettable(shop, "2026-03-05") == items.forget(shop, "2026-03-05") == 1
+        kept = [items.one(shop, content(number)) is None for number in (1, 2, 3, 4)]
+        assert kept == [True, False, False, False], "what was answered since can still be taken back"
         assert load(shop, row(1)) == 0, "its answer stays in force"

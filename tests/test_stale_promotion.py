@@ -11,7 +11,7 @@ from move_shop import Shop, ended
 
 from wwts_ops import badcases, promotion, provenance, registry, rollout, taxonomy
 from wwts_ops.errors import WwtsError
-from wwts_ops.promotion import Override
+from wwts_ops.promotion import Override, Proposal
 from wwts_ops.storage import Store
 
 pytestmark = pytest.mark.slow
@@ -31,16 +31,21 @@ def order(action: str, run: str = "promote_model/r1") -> rollout.Order:
     return rollout.Order(action, None, require_approval=False, override=None, actor="anna", run=run)
 
 
+def interrupted(shop: Shop, proposal: Proposal, at: int) -> bool:
+    """Kills a promotion after its ``at``-th write; whether it has begun by then and not moved the champion yet."""
+    ended(shop.process("p1", proposal, at=at))
+    return shop.state() == "moving" and shop.aliases()["champion"] == "1"
+
+
 def test_an_interrupted_promotion_is_given_up_when_its_version_failed_meanwhile(
     clean_environment: None, tracking_uri: str, tmp_path: Path
 ) -> None:
     """Whoever comes next finds the row of somebody who died before the champion was moved."""
     given_up = 0
-    for at in range(3, 13):
+    for at in range(3, 13, 2):
         shop = Shop.made(tracking_uri, f"sqlite:///{tmp_path / f'{at}.db'}", tmp_path)
         proposal, other = shop.propose("2"), shop.propose("3")
-        ended(shop.process("p1", proposal, at=at))
-        if shop.state() != "moving" or shop.aliases()["champion"] != "1":
+        if not interrupted(shop, proposal, at):
             continue
         given_up += 1
         shop.fail("2")
@@ -49,15 +54,12 @@ def test_an_interrupted_promotion_is_given_up_when_its_version_failed_meanwhile(
         assert shop.aliases() == {"champion": "3", "previous": "1"}
         assert shop.champions() == [("adopt", "1"), ("promote", "3")]
         assert shop.state() == "idle"
-    assert given_up > 2
+    assert given_up > 1
 
 
 def test_the_same_run_does_not_finish_what_failed_meanwhile(shop: Shop) -> None:
     proposal = shop.propose("2")
-    for at in range(3, 13):
-        ended(shop.process("p1", proposal, at=at))
-        if shop.state() == "moving" and shop.aliases()["champion"] == "1":
-            break
+    assert any(interrupted(shop, proposal, at) for at in range(3, 13, 2))
     shop.fail("2")
     with pytest.raises(WwtsError, match="2"):
         promotion.promote(shop.settings, proposal, "anna", None, "p1")

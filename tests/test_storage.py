@@ -367,7 +367,7 @@ def test_of_several_processes_one_wins(store: Store) -> None:
         claimed, moved = (told_at_once(racers) for _ in range(2))
     finally:
         for racer in racers:
-            racer.communicate(timeout=60)
+            racer.communicate(timeout=300)
     assert sorted(claimed) == sorted(moved) == ["False", "False", "False", "True"]
     assert store.read_bytes("runs/claim.json") == str(claimed.index("True")).encode()
     assert store.read_json(POINTER) == {"by": str(moved.index("True")), "sequence": 2}

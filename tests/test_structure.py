@@ -22,7 +22,7 @@ LONGEST_FILE, LONGEST_TEST = 600, 800
 #: own layer or from one above it, never from one below. A new module takes its place here.
 LAYERS = (
     # Words that everything uses; they know nothing of ours.
-    {"", "errors", "schemas", "records", "health", "watchdog", "logs", "provenance", "verdict"},
+    {"", "errors", "schemas", "records", "health", "watchdog", "logs", "provenance", "shares", "verdict"},
     # What surrounds a run.
     {"settings", "deployment", "dag_defaults"},
     # Where things lie, and the ways to read and write them.
@@ -56,11 +56,12 @@ LAYERS = (
     # From a plan to rows.
     {"tagging", "published"},
     # What people said, and what heads say of stored embeddings.
-    {"corrections", "corrections.*", "events"},
+    {"events"},
+    {"taxonomy_changes", "taxonomy_changes.*"},
+    {"corrections", "corrections.*"},
     {"retags", "backfill"},
     # From rows to what people and shops read.
     {"overlays"},
-    {"taxonomy_changes", "taxonomy_changes.*"},
     {"publish", "webpage", "review", "review.*", "report", "summary"},
     # What a model is judged by.
     {"badcases", "badcases.*", "holdout"},

@@ -341,6 +341,18 @@ def test_another_answer_is_another_diff(copied: Scene) -> None:
     assert diff.folder in copied.shop.tags(copied.new.version)[tagdiff.TAG]
 
 
+def test_a_label_that_was_merged_is_no_mistake(copied: Scene) -> None:
+    """People said ``LABELS[3]`` when there was one, and both models still have a row of it."""
+    gone, into = LABELS[3], LABELS[2]
+    names = taxonomy.current(copied.shop.store)
+    assert names is not None
+    taxonomy.edit(copied.shop.store, "小王", {gone: replace(names.by_id[gone], enabled=False, maps_to=into)})
+    before, known = copied.diff.known, tagdiff.build(copied.found, copied.new.version).known
+    # No label of the answers changes between these two, so every change that was known still is.
+    assert (known.n, known.old_right, known.new_right) == (before.n, before.old_right, before.new_right)
+    assert sum(gone in labels for labels, _ in LABELLED.values()) > 1
+
+
 def test_learned_contents_that_were_altered_are_unknown(copied: Scene) -> None:
     copied.shop.store.write_bytes("trainings/t1/contents.txt", b"")
     copied.shop.store.delete(f"{copied.diff.folder}/summary.json")

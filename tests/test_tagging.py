@@ -148,6 +148,7 @@ def test_parts_are_named_by_the_plan_and_have_the_schema(first: Night) -> None:
 def test_a_row_says_what_was_tagged_and_by_what(first: Night) -> None:
     tagger = first.shop.tagger
     now = datetime.now(UTC)
+    assert first.tags.num_rows == len(PHOTOS) + len(COPIES)
     for name, row in by_id(first.tags).items():
         path = first.shop.folder / name
         assert row["content_sha256"] == sha(path)

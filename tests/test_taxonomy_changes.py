@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import item_table
 import openpyxl
 import pyarrow as pa
 import pytest
@@ -21,8 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from wwts_ops import events, taxonomy
+from wwts_ops import database, events, taxonomy
 from wwts_ops.errors import UnavailableError
+from wwts_ops.review import items, people
+from wwts_ops.review.items import Filters
 from wwts_ops.schemas import TAXONOMY
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -356,6 +359,88 @@ def test_a_diff_names_every_field_that_changed() -> None:
 def test_a_move_out_of_a_forced_category_is_told() -> None:
     rows = diff(NAMES, done(Move(label_ids=("t:wine",), category_path="食品")))
     assert [(row.field, row.after) for row in rows] == [("category_path", "食品"), ("forced_by", "")]
+
+
+@pytest.mark.parametrize("hidden", ["\u200b", "\ufeff", "\u00ad", "\u202e", "\u200d"])
+def test_what_nobody_sees_makes_no_other_name(hidden: str) -> None:
+    for name in (f"梨{hidden}", f"{hidden} 梨"):
+        with pytest.raises(FaultError, match="重名"):
+            done(Add(label_zh=name, category_path=f"生鲜{hidden} > 水果 > 仁果"))
+    stored = replace(PEAR, label_id="t:again", label_zh=f"梨{hidden}")
+    with pytest.raises(FaultError, match="重名"):
+        check(NAMES, replace(NAMES, labels=(*NAMES.labels, stored)))
+
+
+def test_emoji_stay_whole() -> None:
+    (label,) = changed(done(Rename(label_id="t:pear", label_zh="👨‍👩‍👧套餐❤️"))).values()
+    assert label.label_zh == "👨‍👩‍👧套餐❤️"
+
+
+# ------------------------------------------------------------------ what waits
+
+
+def waiting(shop: Settings, *labels: Label) -> None:
+    """An item of each of ``labels``, by number from 1."""
+    names = [{name: getattr(one, name) for name in ("label_id", "label_zh", "category_path")} for one in labels]
+    item_table.load(shop, *(item_table.row(number, **one) for number, one in enumerate(names, 1)))
+
+
+def test_what_waits_goes_where_its_label_goes(database_url: str, make_settings: Callable[..., Settings]) -> None:
+    shop = make_settings(database_url=database_url)
+    store = Store.of(shop)
+    taxonomy.put(store, NAMES, "小李", None)
+    waiting(shop, APPLE, JUICE, WINE, Label("t:unknown", "没有的", category_path="生鲜"), PEAR)
+    item_table.change(shop, 5, state="done")
+    changes = [
+        MoveCategory(category_path="生鲜", to="鲜食"),
+        Rename(label_id="t:apple", label_zh="大苹果"),
+        Map(label_id="t:wine", maps_to="t:juice"),
+        Move(label_ids=("t:pear",), category_path="鲜食 > 梨"),
+    ]
+    apply(store, shop, "小王", None, changes)
+    found = [item_table.item(shop, number) for number in range(1, 6)]
+    assert [(one.label_id, one.label_zh, one.category_path, one.revision) for one in found] == [
+        ("t:apple", "大苹果", "鲜食 > 水果 > 仁果", 1),
+        ("t:juice", "苹果汁", "饮料 > 果汁", 1),
+        ("t:wine", "红酒", "饮料 > 果汁", 1),
+        ("t:unknown", "没有的", "生鲜", 1),
+        ("t:pear", "梨", "鲜食 > 梨", 1),
+    ]
+    assert items.left(shop, "小李", Filters(categories=("鲜食",))) == 1
+    assert ("鲜食", 1) in items.facets(shop, "小李", Filters())["category"]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "change", "then"),
+    [
+        (("生鲜", "厨具"), MoveCategory(category_path="生鲜", to="鲜食"), ("鲜食", "厨具")),
+        (("生鲜 > 水果",), MoveCategory(category_path="生鲜", to="鲜食"), ("鲜食 > 水果",)),
+        (("生鲜", "饮料"), MoveCategory(category_path="生鲜", to="饮料"), ("饮料",)),
+        # Some of it stayed.
+        (("饮料",), Move(label_ids=("t:wine",), category_path="酒"), ("饮料",)),
+        (("饮料 > 酒类",), Move(label_ids=("t:wine",), category_path="酒"), ("酒",)),
+        (("饮料 > 酒类",), Map(label_id="t:wine", maps_to="t:juice"), ("饮料 > 果汁",)),
+        (("没有的",), MoveCategory(category_path="生鲜", to="鲜食"), ("没有的",)),
+        ((), MoveCategory(category_path="生鲜", to="鲜食"), ()),
+    ],
+)
+def test_who_looks_after_a_category_goes_with_it(
+    store: Store, found: Settings, chosen: tuple[str, ...], change: Change, then: tuple[str, ...]
+) -> None:
+    database.upgrade(found)
+    people.choose(found, "小李", chosen)
+    apply(store, found, "小王", None, [change])
+    assert people.categories(found, "小李") == then
+
+
+def test_an_imported_sheet_moves_what_waits_too(store: Store, found: Settings) -> None:
+    database.upgrade(found)
+    waiting(found, WINE)
+    people.choose(found, "小李", ["饮料"])
+    sheet = labelsheet.to_csv(NAMES).decode("utf-8-sig").replace("饮料 > ", "饮品 > ")
+    write(store, found, "小王", None, labelsheet.edit(sheet.encode(), "标签.csv"))
+    assert people.categories(found, "小李") == ("饮品",)
+    assert items.left(found, "小李", Filters(categories=("饮品",))) == 1
 
 
 # ------------------------------------------------------------------ versions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import openpyxl
@@ -112,6 +113,33 @@ def test_labels_go_to_excel_and_back(tmp_path: Path) -> None:
     assert [one for one in after.labels if one != before.by_id[one.label_id]] == [after.by_id[STRAWBERRY]]
 
 
+def test_a_sheet_of_some_labels_leaves_the_others(tmp_path: Path) -> None:
+    store, sheet = tmp_path / "store", tmp_path / "标签.csv"
+    wwts(store, "export", str(sheet))
+    assert sheet.read_bytes().startswith(b"\xef\xbb\xbf"), "Excel takes it for UTF-8"
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        labels = list(csv.DictReader(file))
+    assert len(labels) == 1000
+    first, second = labels[0]["label_id"], labels[1]["label_id"]
+    wwts(store, "set", first, "--name", "新名字", "--category", "甲 > 乙 > 丙", "--forced", "--off")
+    after = in_force(store)
+    changed = after.by_id[first]
+    assert (changed.label_zh, changed.category_path) == ("新名字", "甲 > 乙 > 丙")
+    assert (changed.forced_review, changed.enabled) == (True, False)
+
+    labels[1]["label_zh"] = "从表格来"
+    with sheet.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, labels[1])
+        writer.writeheader()
+        writer.writerow(labels[1])
+    wwts(store, "import", str(sheet))
+    imported = in_force(store)
+    assert imported.by_id[second].label_zh == "从表格来"
+    assert imported.by_id[first] == changed
+    assert len(imported.labels) == 1000
+    assert imported.version > after.version
+
+
 def test_what_is_refused_is_told_in_english(tmp_path: Path) -> None:
     store = tmp_path / "store"
     assert "cannot map to itself" in refused(store, "map", STRAWBERRY, "--to", STRAWBERRY)
@@ -119,7 +147,13 @@ def test_what_is_refused_is_told_in_english(tmp_path: Path) -> None:
     assert "there is one version only" in refused(store, "diff").lower()
     assert "no version 't9'" in refused(store, "diff", "t9")
     assert "nonsuch" in refused(store, "show", "nonsuch")
+    assert "nonsuch" in refused(store, "set", "nonsuch", "--off")
     assert "neither of .csv, .xlsx" in refused(store, "export", str(tmp_path / "a.ods"))
+    binary, absent = tmp_path / "a.csv", tmp_path / "no" / "a.csv"
+    binary.write_bytes(bytes(range(128, 256)) * 4)
+    assert str(binary) in refused(store, "import", str(binary))
+    assert str(absent) in refused(store, "import", str(absent))
+    assert str(absent.parent) in refused(store, "export", str(absent))
 
 
 def test_a_process_says_why_in_one_line(tmp_path: Path) -> None:

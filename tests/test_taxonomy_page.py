@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 import openpyxl
 import pytest
+from environment import clean
 from served_pages import serving
 
 from wwts_ops import events, settings, taxonomy
@@ -58,9 +58,7 @@ class Page:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("AIRFLOW", "WWTS_", "MLFLOW_")):
-                patch.delenv(name)
+        clean(patch)
         given = {"store": str(folder / "store"), "reviewers": (REVIEWER,), "review_admins": (ADMIN,)}
         found = settings.load(**given)
         taxonomy.put(Store.of(found), Taxonomy("", LABELS, ("生鲜 > 水果",)), "wwts", None)
@@ -116,6 +114,20 @@ def test_a_change_is_seen_first_then_made_and_written_down(page: Page) -> None:
     assert (found["diff"], found["count"]) == (made["diff"], 2)
     [event, *_] = events.recent(page.found, 1)
     assert (event.person, event.subject) == (ADMIN, made["version"])
+
+
+def test_a_version_made_elsewhere_is_among_the_changes_once(page: Page) -> None:
+    page.ask("changes", {"op": "add", "label_id": "t:fig", "label_zh": "无花果", "category_path": "生鲜 > 水果"})
+    taxonomy.add(Store.of(page.found), "王芳", [Label("t:leek", "韭葱", category_path="生鲜 > 蔬菜")])
+    told = page.reviewer.get("api/events").json()["events"]
+    assert [(one["person"], one["action"], one["detail"]["counts"]) for one in told[:2]] == [
+        ("王芳", "changed_taxonomy", {"added": 1}),
+        (ADMIN, "changed_taxonomy", {"added": 1}),
+    ]
+    assert told[0]["subject"] == page.version
+    versions = [one["version"] for one in page.reviewer.get("api/taxonomy/history").json()["versions"] if one["previous"]]
+    assert [one["subject"] for one in told] == versions
+    assert len(page.reviewer.get("api/events", params={"count": 1}).json()["events"]) == 1
 
 
 def test_a_change_of_an_older_version_is_refused(page: Page) -> None:

@@ -100,10 +100,22 @@ def test_equal_scores_go_live_together_or_not_at_all() -> None:
 # ------------------------------------------------------------------ who chose the pictures
 
 
-@pytest.mark.parametrize("shown", ["review", "forced_review", "weak"])
-def test_queue_and_old_tags_alone_leave_thresholds_as_they_were(shown: str) -> None:
+@pytest.mark.parametrize(
+    ("shown", "probability"),
+    [
+        ("review", 0.5),
+        ("forced_review", 0.5),
+        ("weak", 0.5),
+        ("sibling", np.nan),
+        ("sibling", 1.0),
+        ("alike", 1.0),
+        ("import", np.nan),
+        ("some tool", 0.0),
+    ],
+)
+def test_what_nobody_drew_by_chance_leaves_thresholds_as_they_were(shown: str, probability: float) -> None:
     before = np.linspace(0.3, 0.9, LABELS).astype(np.float32)
-    found = thresholds.learn(seen(*world(5_000, 5), shown, 0.5), before, np.arange(LABELS), 0.95)
+    found = thresholds.learn(seen(*world(5_000, 5), shown, probability), before, np.arange(LABELS), 0.95)
     assert [one.threshold for one in found] == pytest.approx(before.tolist())
     assert {(one.how, one.n, one.precision) for one in found} == {("kept", 0, None)}
 
@@ -113,6 +125,22 @@ def test_a_handful_of_others_does_not_make_the_queue_telling() -> None:
     shown = ("audit",) * 10 + ("review",) * 4_990
     scored = Scored(best, scores, right, np.full(5_000, 0.5), shown)
     assert {one.how for one in thresholds.learn(scored, np.full(LABELS, 0.6), np.arange(LABELS), 0.95)} == {"kept"}
+
+
+@pytest.mark.parametrize("beside", ["sibling", "alike", "import"])
+def test_what_came_with_the_queue_does_not_make_it_telling(beside: str) -> None:
+    """Below the old threshold all is right, as the queue of a careful model is: no reason to let it all live."""
+    scores = np.linspace(0.1, 0.6, 400, dtype=np.float32)
+    chance = np.where(np.arange(400) % 10, 1.0, np.nan)
+    shown = tuple("review" if number % 10 else beside for number in range(400))
+    scored = Scored(np.zeros(400, np.int64), scores, np.ones(400, bool), chance, shown)
+    (one,) = thresholds.learn(scored, np.array([0.6]), np.array([0]), 0.95)
+    assert (one.threshold, one.how) == (0.6, "kept")
+
+
+def test_an_import_with_known_chances_is_telling() -> None:
+    found = thresholds.learn(seen(*world(5_000, 5), "import", 0.5), np.full(LABELS, 0.6), np.arange(LABELS), 0.95)
+    assert {one.how for one in found} <= {"own", "pooled"}
 
 
 def test_the_queue_counts_only_where_its_chances_are_known() -> None:
@@ -162,13 +190,14 @@ def test_one_picture_that_stands_for_fifty_is_one_picture() -> None:
 @pytest.mark.parametrize("probability", [np.nan, 0.0, -1.0, np.inf], ids=str)
 def test_a_chance_that_is_none_counts_as_one(probability: float) -> None:
     sample = world(2_000, 10)
-    np.testing.assert_array_equal(learned(seen(*sample, "import", probability)), learned(seen(*sample, "import", 1.0)))
+    np.testing.assert_array_equal(learned(seen(*sample, "audit", probability)), learned(seen(*sample, "audit", 1.0)))
 
 
-def test_chances_below_all_measure_leave_numbers_finite() -> None:
+@pytest.mark.parametrize("chance", [1e-12, 1e-320])
+def test_chances_below_all_measure_leave_numbers_finite(chance: float) -> None:
     best, scores, right = world(2_000, 11)
     probability = np.ones(2_000)
-    probability[:40] = 1e-12
+    probability[:40] = chance
     found = learned(Scored(best, scores, right, probability, ("audit",) * 2_000))
     assert np.isfinite(found).all()
     assert ((found >= 0) & (found <= NEVER)).all()

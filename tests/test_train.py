@@ -15,12 +15,15 @@ import pytest
 from taught_world import World, material
 
 from training import bench, head, train
-from training.dataset import Dataset
+from training import dataset as dataset_module
+from training.dataset import Dataset, Examples
 from training.head import Answered, Calibration
 from training.train import Trained
 from wwts_ops import settings
+from wwts_ops.decisions import AUTO, Decider
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
+from wwts_ops.taxonomy import Label, Taxonomy
 
 Array = np.ndarray[Any, Any]
 
@@ -157,6 +160,60 @@ def test_the_worst_pair_is_named(chosen: Settings, tmp_path: Path) -> None:
     assert worst["of"] == 6
 
 
+# ------------------------------------------------------------------ as it decides
+
+#: An old label that is called by a new name since, and one that is no longer sold.
+GONE, OFF = "old:0020", "old:0021"
+INTO = "new:0000"
+
+
+def merged() -> Taxonomy:
+    """The taxonomy after that."""
+    labels = {label_id: Label(label_id, label_id) for label_id in SMALL.label_ids}
+    labels[GONE] = replace(labels[GONE], enabled=False, maps_to=INTO)
+    labels[OFF] = replace(labels[OFF], enabled=False)
+    return Taxonomy("合并", tuple(labels.values()))
+
+
+@pytest.fixture(scope="module")
+def renamed() -> Dataset:
+    """Half of what people call :data:`INTO` looks as :data:`GONE` did; and one of another label as what is off does."""
+    dataset = usual()
+
+    def shown(part: Examples, seed: int) -> Examples:
+        vectors, own = part.vectors.copy(), part.targets == dataset.label_ids.index(INTO)
+        rows = np.flatnonzero(own)[::2]
+        vectors[rows] = SMALL.pictures([int(GONE[-4:])] * len(rows), seed)
+        vectors[np.flatnonzero(~own)[0]] = SMALL.pictures([int(OFF[-4:])], seed)[0]
+        return replace(part, vectors=vectors)
+
+    return replace(dataset, train=shown(dataset.train, 31), validation=shown(dataset.validation, 32))
+
+
+def test_measures_and_thresholds_are_of_what_would_be_decided(
+    chosen: Settings, tmp_path: Path, renamed: Dataset
+) -> None:
+    """Exactly as the decider decides, whose own tests say what that is; and no confusion with what is the same."""
+    found = train.train(renamed, SMALL.base(tmp_path), chosen, 3, merged())
+    blind = train.train(renamed, SMALL.base(tmp_path), chosen, 3)
+    said = [{one["predicted"] for one in each.confusions} for each in (blind, found)]
+    assert (said[0] >= {GONE, OFF}, said[1] & {GONE, OFF}) == (True, set())
+    assert found.validation["accuracy"] > blind.validation["accuracy"]
+    # All of the validation was measured on a head fitted to the training part alone, which is this one's.
+    unchecked = replace(renamed, validation=SMALL.examples([], 3, among=[]))
+    alone = train.train(unchecked, SMALL.base(tmp_path), chosen, 3, merged())
+    logits = renamed.validation.vectors.astype(np.float32) @ alone.head.weight.T + alone.head.bias
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    decided = Decider(alone.head.label_ids, alone.head.thresholds, merged(), 1).columns(scores)
+    truth = [renamed.label_ids[target] for target in renamed.validation.targets]
+    right = np.array([one == label for one, label in zip(truth, decided["label_id"].to_pylist(), strict=True)])
+    auto = np.array([one == AUTO for one in decided["decision"].to_pylist()])
+    assert found.validation["accuracy"] == pytest.approx(right.mean())
+    assert found.validation["coverage"] == pytest.approx(auto.mean())
+    assert found.validation["auto_precision"] == pytest.approx(right[auto].mean())
+
+
 def test_a_wrong_answer_is_suspected(chosen: Settings, tmp_path: Path) -> None:
     dataset = usual()
     targets = dataset.train.targets.copy()
@@ -252,15 +309,19 @@ def test_without_an_answer_there_is_nothing_to_train(chosen: Settings, tmp_path:
 # ------------------------------------------------------------------ the benchmark
 
 
-def test_the_benchmark_trains_on_clusters(chosen: Settings, tmp_path: Path) -> None:
-    base = SMALL.base(tmp_path)
-    data = bench.dataset(base, rows=720, labels=36, rehearsal=30)
-    assert (len(data.train), len(data.validation), len(data.rehearsal)) == (600, 120, 30)
+def test_the_benchmark_builds_its_dataset_and_trains_on_it(tmp_path: Path) -> None:
+    base = World(old=30, dimension=400).base(tmp_path / "base")
+    chosen = settings.load(store=str(tmp_path / "店 store"), rehearsal=30)
+    data = dataset_module.build(chosen, bench.stored(base, chosen, rows=720, labels=36), base)
+    assert len(data.train) + len(data.validation) + len(data.audit) + sum(data.excluded.values()) == 720
+    # Nothing but what the audit holds out is lost to likeness.
+    assert len(data.train) + len(data.validation) > 600
+    assert len(data.validation) > 60
+    assert len(data.rehearsal) == 30
     assert sum(label_id.startswith("bench:") for label_id in data.label_ids) == 6
-    assert data.label_ids == tuple(sorted(data.label_ids))
-    viewed = bench.with_views(data, 1)
-    assert viewed.train.view_of.tolist() == [*range(600), *range(600)]
-    assert train.train(viewed, base, chosen, seed=0).validation["n"] == 120
+    viewed, rows = bench.with_views(data, 1), [*range(len(data.train))]
+    assert viewed.train.view_of.tolist() == rows * 2
+    assert train.train(viewed, base, chosen, seed=0).validation["n"] == len(data.validation)
 
 
 def test_the_benchmark_says_what_it_takes() -> None:

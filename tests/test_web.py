@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,16 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from environment import clean, plain
+from fastapi import FastAPI, Request
 from review_shop import ADMIN, DATE, REVIEWERS, VIEWER, ReviewShop
 from served_pages import Served, serving
 
-from wwts_ops import database, servers, settings, taxonomy
+from wwts_ops import database, servers, settings, tagdiff, taxonomy
 from wwts_ops.database import review_items
+from wwts_ops.review.people import Role
+from wwts_ops.web import pictures
+from wwts_ops.web.security import RefusedError, Visitor
 
 ANNA, LI, ZHANG = REVIEWERS[2], REVIEWERS[0], REVIEWERS[1]
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,9 +48,7 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("web")
     with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("AIRFLOW", "WWTS_", "MLFLOW_")):
-                patch.delenv(name)
+        clean(patch)
         shop = ReviewShop.made(folder, 120, second_looks=0, forced_answers=2)
         with serving(shop.settings, folder, dict.fromkeys((*REVIEWERS, ADMIN, VIEWER), "viewer")) as served:
             yield Scene(shop, served)
@@ -167,8 +170,9 @@ def test_two_people_get_different_items_and_give_them_back(browse: Browse) -> No
     mine, others = take(li, 5), take(zhang, 5)
     contents = [item["content"] for item in mine]
     assert not set(contents) & {item["content"] for item in others}
-    assert li.post("api/renew", json={"contents": contents}).json() == {"contents": contents}
-    assert zhang.post("api/renew", json={"contents": contents}).json() == {"contents": []}
+    renewed = li.post("api/renew", json={"contents": contents}).json()
+    assert renewed == {"contents": contents, "items": mine}
+    assert zhang.post("api/renew", json={"contents": contents}).json() == {"contents": [], "items": []}
     more = li.post("api/take", json={"filters": REVIEW, "count": 5, "held": contents}).json()["items"]
     assert not set(contents) & {item["content"] for item in more}
     li.post("api/release", json={"contents": contents})
@@ -236,6 +240,9 @@ def test_counts_follow_the_filters_and_the_answers(browse: Browse) -> None:
     assert labels[0]["name"]
     narrowed = summary(browser, f"?labels={labels[0]['value']}&labels={labels[1]['value']}")
     assert narrowed["left"] == labels[0]["count"] + labels[1]["count"]
+    longest = "类" * 500
+    assert summary(browser, f"?categories={longest}")["left"] == 0
+    assert browser.post("api/take", json={"filters": {"categories": [longest]}, "count": 1}).json()["items"] == []
     reasons = {facet["value"]: facet["name"] for facet in everything["facets"]["reason"]}
     assert reasons["low_confidence"] == "置信度不足"
     assert "必须人工审核" in reasons["forced_category"]
@@ -298,6 +305,18 @@ def test_a_grid_is_cleared_in_one_request(browse: Browse) -> None:
     first = take(browser, 1, states=["later"])[0]
     assert (first["content"], first["state"]) == (wrong["content"], "later")
     assert say(browser, action(first, "reject_image", reason="too_small"))[0]["status"] == "saved"
+
+
+@pytest.mark.slow
+def test_what_a_grid_has_already_is_not_given_again(browse: Browse) -> None:
+    browser = browse(LI)
+    label = next(one["value"] for one in summary(browser)["facets"]["label"] if one["value"].startswith("shop:f"))
+    shown = browser.post("api/grid", json={"label_id": label}).json()["items"]
+    assert len(shown) > 1
+    held = [item["content"] for item in shown[:1]]
+    assert browser.post("api/grid", json={"label_id": label, "held": held}).json()["items"] == shown[1:]
+    refused = browser.post("api/grid", json={"label_id": label, "held": held * 1001})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_body")
 
 
 @pytest.mark.slow
@@ -408,7 +427,13 @@ def test_the_morning_lists_what_can_be_read(scene: Scene, browse: Browse) -> Non
     scene.shop.store.write_bytes("tagdiffs/unfinished/changes.parquet", b"")
     told = browse(VIEWER).get("api/morning").json()
     assert told["reports"] == ["2026-03-01", "2026-02-28"]
-    assert told["tagdiffs"] == [name]
+    assert told["tagdiffs"] == [{"name": name}]
+    versions = tagdiff.Versions("tagger", "1", "2", "", "", True, "", "", 0, "live")
+    counts = [tagdiff.Count()] * 9
+    diff = tagdiff.TagDiff(name, "2026-11-22T19:47:00+00:00", versions, 0, 0, *counts, (), (), tagdiff.Known(), ())
+    scene.shop.store.write_json(f"tagdiffs/{name}/summary.json", diff.to_json())
+    [told_of] = browse(VIEWER).get("api/morning").json()["tagdiffs"]
+    assert told_of == {"name": name, "before": "1", "after": "2", "made_at": diff.made_at}
     assert told["left"] == summary(browse(VIEWER))["left"]
     for path in (f"reports/{told['reports'][0]}/", f"tagdiffs/{name}/"):
         assert browse(VIEWER).get(path).headers["content-type"].startswith("text/html")
@@ -495,11 +520,11 @@ print(json.dumps([[name for name in light if name.startswith("wwts_ops")], first
 
 
 def test_without_its_packages_the_page_says_so_and_airflow_goes_on(tmp_path: Path) -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WWTS_", "AIRFLOW", "MLFLOW_"))}
+    kept = plain()
     environment = {**kept, "AIRFLOW_HOME": str(tmp_path / "home"), "WWTS_STORE": str(tmp_path / "store")}
     plugin = ROOT / "plugins" / "wwts_ops" / "airflow_plugin.py"
     command = [sys.executable, "-c", ABSENT, str(plugin)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     early, (status, body), later = json.loads(done.stdout.splitlines()[-1])
     assert early == [], "the plugin itself loads none of it"
@@ -516,3 +541,20 @@ def test_our_own_airflows_one_user_may_do_everything(tmp_path: Path, clean_envir
     named = settings.load(store=store, reviewers="小李, 小张")
     found = servers.airflow_environment(named, tmp_path / "home")
     assert (found["WWTS_REVIEWERS"], found["WWTS_REVIEW_ADMINS"]) == ("小李,小张", "admin")
+
+
+def test_whoever_asks_for_any_original_waits_for_a_turn(tmp_path: Path, clean_environment: None) -> None:
+    """What is no item is looked for in all that is published: nobody keeps every thread of the server at that."""
+    shop = ReviewShop.made(tmp_path, 5)
+    app = FastAPI()
+    app.state.settings, app.state.fetcher = shop.settings, pictures.fetcher(shop.settings)
+    request, visitor = Request({"type": "http", "app": app}), Visitor(VIEWER, Role.VIEWER)
+    with pytest.raises(RefusedError) as refused:
+        pictures.original(request, visitor, "0" * 64)
+    assert refused.value.status == 404
+    with ExitStack() as busy:
+        for _ in range(pictures._AT_ONCE):
+            busy.enter_context(pictures._in_turn())
+        with pytest.raises(RefusedError) as refused:
+            pictures.original(request, visitor, "0" * 64)
+    assert refused.value.status == 503

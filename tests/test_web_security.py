@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import sqlalchemy as sa
+from environment import clean
 from review_shop import ADMIN, REVIEWERS, VIEWER, ReviewShop
 from served_pages import COOKIE, FAB, SIMPLE, Served, serving
 
@@ -84,12 +85,6 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield Scene(shop, served, routes(served))
 
 
-def clean(patch: pytest.MonkeyPatch) -> None:
-    for name in list(os.environ):
-        if name.startswith(("AIRFLOW", "WWTS_", "MLFLOW_")):
-            patch.delenv(name)
-
-
 def routes(served: Served) -> tuple[tuple[str, str], ...]:
     """As the application itself tells, so that a route that is added later is checked too."""
     command = [sys.executable, "-c", LIST_ROUTES]
@@ -152,7 +147,11 @@ def test_who_opens_the_page_without_a_session_is_told_where_to_sign_in(scene: Sc
     answer = browse(None).get('reports/"><script>/', headers={"Accept": "text/html"})
     assert answer.status_code == 401
     assert answer.headers["content-type"].startswith("text/html")
-    assert "<script" not in answer.text
+    # Nothing of the address; one script, which follows Airflow's theme, and by its hash alone.
+    (script,) = re.findall("<script>(.*?)</script>", answer.text, re.DOTALL)
+    assert answer.text.count("<script") == 1
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy(answer)["script-src"] == [f"'sha256-{digest}'"]
     assert policy(answer)["style-src"][0].startswith("'sha256-")
     (href,) = re.findall('href="([^"]+)"', answer.text)
     there = httpx.get(f"http://{urlsplit(scene.served.url).netloc}{href}", trust_env=False, timeout=60)

@@ -1,1 +1,1 @@
-"""Retraining: leak-safe datasets and the head (comes with the correction loop)."""
+"""Retraining: leak-safe datasets, and the head that learns from answers."""

@@ -26,7 +26,7 @@ from rich.table import Table
 from training import dataset as datasets
 from training import retrain
 from training.order import Order
-from wwts_ops import corrections, embeddings, images, night, registry
+from wwts_ops import corrections, embeddings, images, night, registry, shares
 from wwts_ops import settings as settings_module
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -74,10 +74,8 @@ class Outcome:
 
 
 def _share(right: Array) -> tuple[float, float, float]:
-    from scipy.stats import binomtest
-
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return float(right.mean()), float(interval.low), float(interval.high)
+    rate = float(right.mean())
+    return rate, *shares.wilson(rate, len(right))
 
 
 def listed(folder: Path, name: str) -> list[Photo]:

@@ -23,7 +23,7 @@ PEOPLE: Final = "people"
 COPIES: Final = "copies"
 SUSPECT: Final = "suspect"
 _KINDS_ZH = {PEOPLE: "同一张图，不同的人回答不同", COPIES: "几乎相同的图，标签不同", SUSPECT: "疑似标错"}
-_ANSWERS_ZH = {"wrong_unknown": "（标签不对，正确的不知道）", "reject_image": "（图片不能用）"}
+_ANSWERS_ZH = {"wrong_unknown": "（标签不对，正确的不知道）", "reject_image": "（图片有问题）"}
 _HEADER = ["序号", "类型", "图片编号", "图片地址", "内容 SHA-256", "标签", "标签名", "回答人", "回答时间（UTC）"]
 _HEADER += ["更像的标签", "更像的标签名", "所给标签的概率"]
 
@@ -97,19 +97,20 @@ def from_json(value: Mapping[str, Any]) -> Conflict:
 # ------------------------------------------------------------------ people
 
 
-def people(answers: pa.Table) -> tuple[Conflict, ...]:
+def people(answers: pa.Table, names: Taxonomy) -> tuple[Conflict, ...]:
     """Contents of which different people say different things, counting what each of them said last.
 
     Who said "wrong, but I do not know what it is" before another one knew does not contradict.
 
     Args:
         answers: schema ``ANSWERS``; weak ones and those taken back do not count.
+        names: labels that were merged into one do not contradict each other.
     """
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in _several(_last_of_each(answers)).sort_by("number").to_pylist():
         rows.setdefault(row["content_sha256"], []).append(row)
     return tuple(
-        Conflict(PEOPLE, tuple(_said(row) for row in told)) for _, told in sorted(rows.items()) if _differ(told)
+        Conflict(PEOPLE, tuple(_said(row) for row in told)) for _, told in sorted(rows.items()) if _differ(told, names)
     )
 
 
@@ -128,11 +129,11 @@ def _several(answers: pa.Table) -> pa.Table:
     return answers.filter(pc.is_in(answers["content_sha256"], value_set=several))
 
 
-def _differ(told: Sequence[Mapping[str, Any]]) -> bool:
+def _differ(told: Sequence[Mapping[str, Any]], names: Taxonomy) -> bool:
     """Whether answers to one content, oldest first, contradict each other."""
     while told and told[0]["kind"] == "wrong_unknown":
         told = told[1:]
-    return len({row["labels"][0] if row["labels"] else row["kind"] for row in told}) > 1
+    return len({names.given(row["labels"][0]) if row["labels"] else row["kind"] for row in told}) > 1
 
 
 def _said(row: Mapping[str, Any]) -> Said:

@@ -3,7 +3,7 @@
     frozen answers ─► embeddings ─► less what is held out ─► less what contradicts itself ─► train | validation
 
 Embeddings come from the store; only contents that it lacks are read and embedded. Everything is a function of the
-order, the settings, the taxonomy in force and what lies in the store.
+order, the settings and what lies in the store.
 """
 
 from __future__ import annotations
@@ -22,11 +22,23 @@ import pyarrow.compute as pc
 import structlog
 
 from eval import serving
-from training import conflicts, places, snapshot
+from training import conflicts, old_tags, places, snapshot
 from training.catalog_sample import CatalogSample
 from training.conflicts import Conflict, Said
-from wwts_ops import backfill, badcases, corrections, embeddings, holdout, neardup, published, registry, taxonomy
+from wwts_ops import (
+    backfill,
+    badcases,
+    corrections,
+    embeddings,
+    holdout,
+    neardup,
+    published,
+    registry,
+    taxonomy,
+    warehouse,
+)
 from wwts_ops.errors import WwtsError
+from wwts_ops.schemas import PUBLISHED
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tagger import Tagger
@@ -45,6 +57,8 @@ WEAK: Final = "weak"
 FORMAT = 1
 #: Answered contents of one shard of what is embedded; never to be changed, or finished shards are about others.
 _SHARD: Final = 1000
+#: Contents read at once.
+_READ_ROWS: Final = 16_384
 #: One group in so many goes to validation; a label with fewer groups is wholly in train.
 _SHARE: Final = 6
 
@@ -58,12 +72,14 @@ class Order:
         base: the version that the new head starts from.
         backbone: SHA-256 of the backbone whose embeddings are used; that of ``base``.
         seed: of the split.
+        names: by which answers are read; None: those in force.
     """
 
     snapshot: str
     base: ModelVersion
     backbone: str
     seed: int = 0
+    names: Taxonomy | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +169,8 @@ def build(settings: Settings, order: Order, base: Tagger | None = None) -> Datas
         base: the files of ``order.base``, used only where an embedding is missing; None: fetched from MLflow.
 
     What is left out, under its first reason in ``excluded``: ``no_label`` (the answer was none), ``unknown_label``,
-    ``label_switched_off``, ``weak_ignored`` (``weak_weight`` is 0), ``not_in_catalog`` (no embedding, and no image to
+    ``label_switched_off``, ``weak_ignored`` (``weak_weight`` is 0), ``weak_beyond_limit`` (more old tags than
+    :data:`training.old_tags.MOST`), ``not_in_catalog`` (no embedding, and no image to
     make one of), a reason of ``images.REASONS`` or ``changed`` (that image could not be read, or has other bytes by
     now), ``held_out``, ``copies_disagree`` (the same picture has another label), ``weak_against_answer`` (an old tag
     that an answer to a copy contradicts), ``weak_copy_of_validation`` and ``audit_only_label``.
@@ -169,7 +186,7 @@ def build(settings: Settings, order: Order, base: Tagger | None = None) -> Datas
             "a head is trained on the embeddings of its own backbone."
         )
     store = Store.of(settings)
-    names = taxonomy.ensure(store, settings.forced_review)
+    names = order.names or taxonomy.ensure(store, settings.forced_review)
     scene = _Scene(settings, store, order, names, snapshot.read(store, order.snapshot), base)
     _embed_bad_cases(scene)
     pool = _pool(scene)
@@ -207,10 +224,22 @@ class _Scene:
         return self.base or registry.fetch(self.settings, self.order.base)
 
     @cached_property
+    def _old(self) -> tuple[pa.Table, int]:
+        """Old tags that are learned from, and how many others there are."""
+        found = corrections.weak(self.answers)
+        some = old_tags.dealt(found, self.names)
+        return some, found.num_rows - some.num_rows
+
+    @cached_property
     def rows(self) -> pa.Table:
         """Answers in force and weak ones, one row a content, by content: the order of all that follows."""
-        both = [corrections.in_force(self.answers), corrections.weak(self.answers)]
-        return pa.concat_tables(both).sort_by("content_sha256")
+        return pa.concat_tables([corrections.in_force(self.answers), self._old[0]]).sort_by("content_sha256")
+
+    def excluded(self, reasons: Array) -> dict[str, int]:
+        """How many contents are left out for each reason, those of old tags that were not even looked at too."""
+        counts = Counter({"weak_beyond_limit": self._old[1]})
+        counts.update(reason for reason in reasons.tolist() if reason)
+        return {reason: count for reason, count in sorted(counts.items()) if count}
 
     @cached_property
     def contents(self) -> list[str]:
@@ -336,12 +365,13 @@ def _embed_missing(scene: _Scene) -> dict[str, str]:
 
 def _listed_audit(scene: _Scene) -> list[str]:
     """Published contents of the audit: a copy of one is known only beside its embedding, whoever answered it or not."""
-    pointer = published.current(scene.store)
+    pointer, share = published.current(scene.store), scene.settings.holdout_share
     found: set[str] = set()
-    for key in pointer.value["parts"] if pointer else ():
-        for chunk in scene.store.read_table(key, ["content_sha256"]).column(0).chunks:
-            share = scene.settings.holdout_share
-            found.update(content for content in chunk.to_pylist() if holdout.in_audit(content, share))
+    with warehouse.connect() as con:
+        # Streamed: a published part may hold all of a catalog.
+        warehouse.view(con, "listed", scene.store, pointer.value["parts"] if pointer else [], PUBLISHED)
+        for batch in con.sql("SELECT content_sha256 FROM listed").to_arrow_reader(_READ_ROWS):
+            found.update(content for content in batch.column(0).to_pylist() if holdout.in_audit(content, share))
     return sorted(found)
 
 
@@ -402,7 +432,7 @@ def _chosen(scene: _Scene, pool: _Pool) -> _Chosen:
         train=(rows[~aside], groups[~aside]),
         validation=(rows[validation], groups[validation]),
         audit=(audit, audit_groups),
-        conflicts=(*conflicts.people(scene.answers), *disagreeing),
+        conflicts=(*conflicts.people(scene.answers, scene.names), *disagreeing),
     )
 
 
@@ -439,7 +469,7 @@ def _assembled(scene: _Scene, pool: _Pool, chosen: _Chosen) -> Dataset:
     if not label_ids:
         raise WwtsError(
             f"Nothing can be learned from the answers {scene.order.snapshot}: "
-            f"{json.dumps(_counts(pool.reasons), ensure_ascii=False)}. Answer more images, then train again."
+            f"{json.dumps(scene.excluded(pool.reasons), ensure_ascii=False)}. Answer more images, then train again."
         )
     number = {label: place for place, label in enumerate(label_ids)}
     audit, audit_groups = chosen.audit
@@ -455,7 +485,7 @@ def _assembled(scene: _Scene, pool: _Pool, chosen: _Chosen) -> Dataset:
         audit=_examples(scene, pool, (audit[known], audit_groups[known]), number),
         rehearsal=rehearsal.rehearsal,
         rehearsal_contents=rehearsal.rehearsal_contents,
-        excluded=_counts(pool.reasons),
+        excluded=scene.excluded(pool.reasons),
         conflicts=found,
         sha256="",
     ).sealed()
@@ -480,10 +510,6 @@ def _examples(scene: _Scene, pool: _Pool, part: tuple[Array, Array], number: Map
         shown=tuple(WEAK if old else shown for old, shown in zip(weak.tolist(), why, strict=True)),
         view_of=np.arange(len(rows), dtype=np.int64),
     )
-
-
-def _counts(reasons: Array) -> dict[str, int]:
-    return dict(sorted(Counter(reason for reason in reasons.tolist() if reason).items()))
 
 
 # ------------------------------------------------------------------ on disk

@@ -37,6 +37,7 @@ class Order:
         badcases: snapshot of the bad cases that are kept out of it.
         settings: those that it depends on.
         ordered_at: UTC, ISO 8601.
+        taxonomy: version by which answers are read; empty, as in orders of an earlier release: that in force.
     """
 
     training: str
@@ -53,6 +54,7 @@ class Order:
     badcases: str
     settings: dict[str, float]
     ordered_at: str
+    taxonomy: str = ""
 
     def key(self, name: str) -> str:
         """Store key of what this training calls ``name``."""

@@ -53,8 +53,8 @@ _MEASURES = {
     "macro": "各标签平均准确率",
     "auto_precision": "自动通过的准确率",
     "precision": "自动通过的准确率",
-    "coverage": "自动通过的比例",
-    "top5": "前五位准确率",
+    "coverage": "自动通过的占比",
+    "top5": "前五准确率",
 }
 
 
@@ -110,6 +110,9 @@ def write(settings: Settings, model: ModelVersion, made: Made) -> None:
     with tracking.connected(settings) as client:
         entry = client.get_model_version(model.name, model.version)
         if entry.tags.get(RECORDED) == made.order.training:
+            return
+        if RECORDED in entry.tags and entry.tags.get("training.dataset_sha256") == made.dataset.sha256:
+            # Trained again from the same, it is the same version: all of this is there.
             return
         run = client.get_run(_run_id(client, entry))
         place = _Place(client, run.info.experiment_id, run.info.run_id)
@@ -279,7 +282,7 @@ def describe(made: Made, names: Names, link: str, zone: ZoneInfo) -> str:
     parts = [
         f"## 🎓 用人工答案训练：{text(order.training)}",
         f"{order.answers:,} 张图有人工答案（上次训练以来变了 {order.new:,} 张），"
-        f"从最初的版本 {text(order.base_version)} 开始；骨干 {text(order.backbone)}；{at:%Y-%m-%d %H:%M}",
+        f"从最初的版本 {text(order.base_version)} 开始；骨干网络 {text(order.backbone)}；{at:%Y-%m-%d %H:%M}",
         markdown.table(("", ""), _facts(made)),
         _worst(made, names),
         _added(made, names),

@@ -11,6 +11,7 @@ made once: of two that do the same at the same time, both go on with what the fi
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 import structlog
 
 from training import conflicts, lineage, places, views
@@ -33,6 +35,7 @@ from wwts_ops.badcases import marks
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
+from wwts_ops.tagdiff import learned
 from wwts_ops.tagger import Head, Tagger, rehead
 from wwts_ops.taxonomy import Label
 from wwts_ops.tracking import ModelVersion
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+#: Raised whenever the code would make another dataset or head from the same.
+_FORMAT = 2
 #: Settings that a training depends on.
 _SETTINGS = ("target_precision", "rehearsal", "weak_weight", "training_views", "holdout_share", "threshold")
 
@@ -56,7 +61,8 @@ def prepare(settings: Settings, form: Mapping[str, Any]) -> dict[str, Any] | Non
 
     Args:
         settings: of the process.
-        form: ``force``, ``min_new_answers``, ``backbone`` (None: the champion's), ``seed`` and ``promote``.
+        form: ``force`` (trains however few answers are new, from old tags alone too, and again what was trained
+            already), ``min_new_answers``, ``backbone`` (None: the champion's), ``seed`` and ``promote``.
 
     Returns:
         The fields of an :class:`Order`.
@@ -69,15 +75,16 @@ def prepare(settings: Settings, form: Mapping[str, Any]) -> dict[str, Any] | Non
     # What a person marked as a bad case is held out of the training from which it would be learned.
     marks.adopt(store, settings)
     frozen = snapshots.freeze(settings)
-    source = _source(settings, store, form)
-    reason = _nothing_to_do(settings, store, source.training(frozen), form, frozen.new)
+    source = _source(settings, store, form, frozen)
+    training = _last_begun(settings, store, source.training(frozen), form)
+    reason = _nothing_to_do(settings, store, training, form, frozen)
     if reason:
         least = int(form.get("min_new_answers") or 1)
         log.info("training_skipped", reason=reason, new=frozen.new, least=least, answers=frozen.answers)
         return None
-    if not frozen.answers:
+    if not frozen.answers and not frozen.weak:
         raise WwtsError("There are no answers to train from; import some with `wwts corrections import`.")
-    order = _order(settings, frozen, source)
+    order = _order(settings, frozen, source, training)
     # Of two that begin the same training, both go on with the first one's order.
     store.create(order.key("order.json"), json.dumps(asdict(order), ensure_ascii=False, indent=1).encode())
     order = Order(**store.read_json(order.key("order.json")))
@@ -92,9 +99,28 @@ def prepare(settings: Settings, form: Mapping[str, Any]) -> dict[str, Any] | Non
     return asdict(order)
 
 
-def _nothing_to_do(settings: Settings, store: Store, training: str, form: Mapping[str, Any], new: int) -> str | None:
+def _last_begun(settings: Settings, store: Store, first: str, form: Mapping[str, Any]) -> str:
+    """The id of the last training that was begun from the same; with ``force``, after one that ended, a further one.
+
+    Made from the same it ends the same, but for what the store holds and the code does by now.
+    """
+    training = first
+    for number in itertools.count(2):
+        further = f"{first}-{number}"
+        again = form.get("force") and _ended(settings, store, training) is not None
+        if not again and not store.exists(order_key(further, "order.json")):
+            break
+        training = further
+    return training
+
+
+def _nothing_to_do(
+    settings: Settings, store: Store, training: str, form: Mapping[str, Any], frozen: snapshots.Snapshot
+) -> str | None:
     """Why a run would do nothing; None when it has something to begin or to go on with."""
-    version = _compared(store, training)
+    if form.get("force"):
+        return None
+    version = _ended(settings, store, training)
     if version is None and store.exists(order_key(training, "order.json")):
         return None
     line = next((line for line in registry.versions(settings) if line.version == version), None)
@@ -103,17 +129,20 @@ def _nothing_to_do(settings: Settings, store: Store, training: str, form: Mappin
     # Not what somebody went back from: that one goes live again only when a person names it.
     if line and form.get("promote") and line.gate == "passed" and not _was_champion(settings, line.version):
         return None
-    if new < int(form.get("min_new_answers") or 1) and not form.get("force"):
-        return "too few new answers"
-    return None
+    if frozen.answers:
+        return "too few new answers" if frozen.new < int(form.get("min_new_answers") or 1) else None
+    only_old = "there are old tags and no answer; with force a head is trained from those alone"
+    return only_old if frozen.weak else "there are no answers"
 
 
-def _compared(store: Store, training: str) -> str | None:
-    """The version of a training that came to its end, short of a promotion; None before that."""
+def _ended(settings: Settings, store: Store, training: str) -> str | None:
+    """The version of a training that came to its end, short of a promotion, or that somebody promoted before that."""
     try:
         return str(store.read_json(order_key(training, "compared.json"))["version"])
     except FileNotFoundError:
-        return None
+        champion = registry.champion(settings) if registry.exists(settings) else None
+    made = learned.training_of(settings, champion) if champion else None
+    return champion.version if champion and made and made.id == training else None
 
 
 def _was_champion(settings: Settings, version: str) -> bool:
@@ -130,7 +159,7 @@ def build_dataset(settings: Settings, order: Order) -> None:
     store = Store.of(settings)
     if not store.exists(order.key("dataset.json")):
         base = _base(settings, order)
-        wanted = datasets.Order(order.snapshot, base, order.backbone_sha256, order.seed)
+        wanted = datasets.Order(order.snapshot, base, order.backbone_sha256, order.seed, _names(settings, order))
         made = views.extended(settings, registry.fetch(settings, base), datasets.build(settings, wanted))
         datasets.save(store, order.dataset_key(made.sha256), made)
         store.create(order.key("dataset.json"), json.dumps({"sha256": made.sha256}).encode())
@@ -171,7 +200,7 @@ def train(settings: Settings, order: Order) -> None:
 
         base = registry.fetch(settings, _base(settings, order))
         log.info("training_started", training=order.training, labels=len(made.label_ids), examples=len(made.train))
-        found = trainer.train(made, base, settings, order.seed)
+        found = trainer.train(made, base, settings, order.seed, _names(settings, order))
         _save(store, order, replace(found, suspects=_attributed(store, order, found.suspects)))
     found = trained(store, order)
     datasets.save_conflicts(store, order.dataset_key(made.sha256), (*made.conflicts, *found.suspects))
@@ -235,15 +264,22 @@ def judge(settings: Settings, evaluation: Mapping[str, Any], actor: str, run: st
 
 
 def tag_diff(settings: Settings, order: Order, version: str) -> None:
-    """Compares the version of a training with the champion over the whole catalog.
+    """Compares the version of a training with the champion over the whole catalog, unless it is champion by now.
 
     Raises: as :func:`wwts_ops.tagdiff.build`.
     """
     from wwts_ops import tagdiff
 
+    store = Store.of(settings)
+    champion = registry.champion(settings)
+    if champion and champion.version == version:
+        # Somebody promoted it by hand, or it was trained again and ended the same: nothing would change.
+        store.write_json(order.key("compared.json"), {"version": version, "tagdiff": None})
+        log.info("tags_not_compared", version=version, reason="it is champion already")
+        return
     found = tagdiff.build(settings, version)
     # The last thing that a training owes: until then a run without new answers goes on with it.
-    Store.of(settings).write_json(order.key("compared.json"), {"version": version, "tagdiff": found.folder})
+    store.write_json(order.key("compared.json"), {"version": version, "tagdiff": found.folder})
     log.info(
         "tags_compared",
         version=version,
@@ -267,6 +303,8 @@ class _Source:
         tagger: of that.
         seed: of everything that is drawn by lot.
         badcases: what is kept out of it.
+        taxonomy: version in force.
+        rules: digest of what that says of the labels that are answered or known to the base.
         settings: those that it depends on.
     """
 
@@ -274,34 +312,50 @@ class _Source:
     tagger: Tagger
     seed: int
     badcases: badcases.Snapshot
+    taxonomy: str
+    rules: str
     settings: dict[str, float]
 
     def training(self, frozen: snapshots.Snapshot) -> str:
         """The id of a training: the same for the same, and no other."""
-        made_from = [frozen.sha256, self.tagger.sha256, self.seed, self.badcases.sha256, self.settings]
+        made_from = [_FORMAT, frozen.sha256, self.tagger.sha256, self.seed, self.badcases.sha256, self.settings]
+        made_from.append(self.rules)
         digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
         return f"h{frozen.latest:06d}-{digest[:12]}"
 
 
-def _source(settings: Settings, store: Store, form: Mapping[str, Any]) -> _Source:
+def _source(settings: Settings, store: Store, form: Mapping[str, Any], frozen: snapshots.Snapshot) -> _Source:
     """What the champion's trainings began with; a backbone that was asked for, with the head it comes with."""
     wanted = form.get("backbone")
     base = None if wanted else lineage.root(settings, registry.resolve(settings, None))
+    tagger = registry.fetch(settings, base) if base else registration.embedded(settings, wanted)
+    names = taxonomy.ensure(store, settings.forced_review)
+    answered = pc.unique(pc.list_flatten(snapshots.read(store, frozen.name)["labels"])).to_pylist()
     return _Source(
         base=base,
-        tagger=registry.fetch(settings, base) if base else registration.embedded(settings, wanted),
+        tagger=tagger,
         seed=int(form.get("seed") or 0),
         # In force before anything is learned: whatever they hold stays out of it.
-        badcases=badcases.ensure(store, taxonomy.ensure(store, settings.forced_review)),
+        badcases=badcases.ensure(store, names),
+        taxonomy=names.version,
+        rules=_rules(names, {*answered, *tagger.label_ids}),
         settings={name: float(getattr(settings, name)) for name in _SETTINGS},
     )
 
 
-def _order(settings: Settings, frozen: snapshots.Snapshot, source: _Source) -> Order:
+def _rules(names: taxonomy.Taxonomy, label_ids: set[str]) -> str:
+    """SHA-256 of what each label stands for, and whether that is given: a new name alone is no reason to train."""
+    given = {label_id: names.given(label_id) for label_id in label_ids}
+    known = {label_id: names.by_id.get(meant) for label_id, meant in given.items()}
+    told = sorted((label_id, given[label_id], label and label.enabled) for label_id, label in known.items())
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def _order(settings: Settings, frozen: snapshots.Snapshot, source: _Source, training: str) -> Order:
     # A version of its own: whoever embeds or compares fetches it by its number.
     base = source.base or registration.register_backbone(settings, source.tagger.recipe.backbone).model
     return Order(
-        training=source.training(frozen),
+        training=training,
         snapshot=frozen.name,
         snapshot_sha256=frozen.sha256,
         latest=frozen.latest,
@@ -313,6 +367,7 @@ def _order(settings: Settings, frozen: snapshots.Snapshot, source: _Source) -> O
         backbone_sha256=base.backbone_sha256,
         seed=source.seed,
         badcases=source.badcases.name,
+        taxonomy=source.taxonomy,
         settings=source.settings,
         ordered_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -328,6 +383,21 @@ def _base(settings: Settings, order: Order) -> ModelVersion:
     if model.sha256 != order.base_sha256:
         raise WwtsError(f"{model}, which training {order.training} starts from, was replaced; trigger a new run.")
     return model
+
+
+def _names(settings: Settings, order: Order) -> taxonomy.Taxonomy:
+    """The taxonomy by which an order's answers are read.
+
+    Raises:
+        WwtsError: when there is none of that name.
+    """
+    store = Store.of(settings)
+    if not order.taxonomy:
+        return taxonomy.ensure(store, settings.forced_review)
+    try:
+        return taxonomy.read(store, order.taxonomy)
+    except FileNotFoundError:
+        raise WwtsError(f"There is no taxonomy {order.taxonomy}, by which training {order.training} began.") from None
 
 
 def _labels(settings: Settings, store: Store, label_ids: tuple[str, ...]) -> tuple[Label, ...]:

@@ -1,9 +1,10 @@
 """From which score a label may go live by itself: learned per label, for a precision that the shop names.
 
 Learned from pictures that the head had not seen, each counted as often as pictures like it stay unseen (one over its
-sampling probability: Horvitz and Thompson 1952). What the review queue showed is what the model was unsure of, and old
-tags are what nobody looked at; from these alone nothing can be learned about what the model is sure of, and the old
-thresholds stay. Where others are there too, pictures of the queue count if the chance of being shown is known.
+sampling probability: Horvitz and Thompson 1952). What the review queue showed, and what was shown beside that for being
+alike, is what the model was unsure of; old tags are what nobody looked at; how an import was chosen nobody said. From
+these alone nothing can be learned about what the model is sure of, and the old thresholds stay. Where the audit, or
+others with a known chance of being shown, are there too, pictures of the queue count if their chance is known.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ _PRIOR: Final = 10.0
 _CLEAR: Final = 0.5
 #: Below as many pictures (Kish's effective number, where they count unequally) nothing is learned.
 _LEAST: Final = 30
+_AUDIT: Final = "audit"
+#: Shown for what the model was unsure of, or with that.
+_QUEUE: Final = frozenset({REVIEW, FORCED_REVIEW, "sibling", "alike"})
+#: No picture stands for more than a million: an old row may name a chance whose inverse is not even a number.
+_LEAST_CHANCE: Final = 1e-6
 #: No score is higher: the label goes live only where the head has no doubt at all.
 NEVER: Final = 1.0
 #: Thresholds have six decimals: see ``wwts_ops.tagger``.
@@ -52,17 +58,25 @@ class Scored:
     @property
     def weights(self) -> Array:
         """One over the sampling probability; 1 where that is unknown."""
-        known = np.where(np.isfinite(self.probability) & (self.probability > 0), self.probability, 1.0)
-        weights: Array = 1.0 / known
+        weights: Array = 1.0 / np.where(self._known, np.maximum(self.probability, _LEAST_CHANCE), 1.0)
         return weights
 
     @property
+    def _known(self) -> Array:
+        known: Array = np.isfinite(self.probability) & (self.probability > 0)
+        return known
+
+    @property
     def telling(self) -> Scored:
-        """Less old tags, and less what the queue showed with a chance that nobody knows; none where nothing else is."""
-        queue = np.array([reason in (REVIEW, FORCED_REVIEW) for reason in self.shown], bool)
+        """Less old tags, and less what the queue showed with a chance that nobody knows.
+
+        None at all where too few are of the audit or were shown by a known chance outside of the queue.
+        """
+        queue = np.array([reason in _QUEUE for reason in self.shown], bool)
         weak = np.array([reason == WEAK for reason in self.shown], bool)
-        enough = _effective(self.weights[~queue & ~weak]) >= _LEAST
-        return self._only(~weak & (~queue | np.isfinite(self.probability)) & enough)
+        audit = np.array([reason == _AUDIT for reason in self.shown], bool)
+        enough = _effective(self.weights[~queue & ~weak & (audit | self._known)]) >= _LEAST
+        return self._only(~weak & (~queue | self._known) & enough)
 
     def _only(self, kept: Array) -> Scored:
         shown = tuple(reason for reason, keep in zip(self.shown, kept, strict=True) if keep)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -20,9 +21,12 @@ from training.dataset import WEAK, Dataset, Examples
 from training.head import Answered, Calibration, Material
 from training.imagined import imagined
 from training.thresholds import Learned, Scored
+from wwts_ops import shares
+from wwts_ops.decisions import Decider
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.tagger import Head, Tagger
+from wwts_ops.taxonomy import Taxonomy
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +36,8 @@ Array = np.ndarray[Any, Any]
 REHEARSAL_WEIGHT: Final = 1.0
 _PAIRS: Final = 20
 _BLOCK: Final = 8_192
+#: No label stands for another, and none is off.
+AS_THEY_ARE: Final = Taxonomy("", ())
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Trained:
     suspects: tuple[Conflict, ...] = field(default=())
 
 
-def train(dataset: Dataset, base: Tagger, settings: Settings, seed: int) -> Trained:
+def train(dataset: Dataset, base: Tagger, settings: Settings, seed: int, names: Taxonomy = AS_THEY_ARE) -> Trained:
     """Trains a head that keeps what ``base`` knows.
 
     Args:
@@ -67,6 +73,7 @@ def train(dataset: Dataset, base: Tagger, settings: Settings, seed: int) -> Trai
         base: whose backbone made the embeddings.
         settings: ``target_precision``.
         seed: only kept with the result: nothing here is drawn by it, and learning curves use seeds of their own.
+        names: which labels are given: what is measured, and thresholds with it, is what would be decided by them.
 
     Raises:
         WwtsError: when there is nothing to learn from.
@@ -80,18 +87,19 @@ def train(dataset: Dataset, base: Tagger, settings: Settings, seed: int) -> Trai
         dataset = replace(dataset, rehearsal=dataset.train.vectors[:0])
     old = Head(base.label_ids, base.thresholds, base.head_weight, base.head_bias)
     background = _background(base, dataset)
-    first = _fitted(dataset, [dataset.train], old, background, settings, None)
+    course = _Course(dataset, old, background, settings.target_precision, names)
+    first = _fitted(course, [dataset.train], None)
     log.info("head_searched", shrinkage=first.shrinkage, accuracies=first.accuracies, **vars(first.calibration))
     asked = dataset.validation.originals
     checked = len(asked) > 0
-    measured = _scored(first.head, dataset, asked) if checked else first.measured
-    found = _measures(measured, first.head)
+    measured = _scored(first.decided, dataset, asked) if checked else first.measured
+    found = _measures(measured, first.decided)
     log.info("head_measured", on="validation" if checked else "folds", **found)
     points = curve.learn(first.material, *_of_labels(first.material, dataset, asked), first.shrinkage)
     parts = [dataset.train, *([dataset.validation] if checked else [])]
-    final = _fitted(dataset, parts, old, background, settings, first.shrinkage) if checked else first
+    final = _fitted(course, parts, first.shrinkage) if checked else first
     return Trained(
-        head=final.head,
+        head=final.decided.head,
         chosen={
             "shrinkage": final.shrinkage,
             "accuracies": {str(key): value for key, value in first.accuracies.items()},
@@ -103,11 +111,11 @@ def train(dataset: Dataset, base: Tagger, settings: Settings, seed: int) -> Trai
         validation={
             **found,
             "on": "validation" if checked else "folds",
-            "audit": _measures(_scored(first.head, dataset, dataset.audit), first.head),
+            "audit": _measures(_scored(first.decided, dataset, dataset.audit), first.decided),
         },
         curve=points,
-        confusions=_confusions(measured, first.head),
-        thresholds=[_told(one, final.head) for one in final.learned],
+        confusions=_confusions(measured, first.decided),
+        thresholds=[_told(one, final.decided.head) for one in final.learned],
         suspects=_suspects(parts, final),
     )
 
@@ -117,6 +125,48 @@ def _background(base: Tagger, dataset: Dataset) -> Array:
     answered = set(dataset.label_ids)
     others = np.array([row for row, label_id in enumerate(base.label_ids) if label_id not in answered], np.int64)
     return imagined(base, np.concatenate([dataset.train.vectors, dataset.rehearsal]), others)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What every fit of a training has in common."""
+
+    dataset: Dataset
+    old: Head
+    background: Array
+    target_precision: float
+    names: Taxonomy
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """A head as it decides: scores of labels that stand for one are added up, and none is given that is off."""
+
+    head: Head
+    names: Taxonomy
+
+    @cached_property
+    def _decide(self) -> Decider:
+        return Decider(self.head.label_ids, self.head.thresholds, self.names, 1)
+
+    @cached_property
+    def _rows(self) -> dict[str | None, int]:
+        """Of each label that is given the row of the head whose threshold it goes by; -1 where none is given."""
+        label_ids, rows = self.head.label_ids, dict[str | None, int]({None: -1})
+        for row in np.argsort(self.head.thresholds, kind="stable").tolist():
+            rows[self.names.given(label_ids[row])] = row
+        # Its own, where it has one; else the highest of those that stand for it.
+        return rows | {label_id: row for row, label_id in enumerate(label_ids) if label_id in rows}
+
+    def best(self, logits: Array) -> tuple[Array, Array]:
+        """Of each row of logits (``[n, labels]``) the label that is given, as a row of the head, and its score."""
+        said = self._decide.columns(np.exp(logits - head.log_sum(logits)[:, None]).astype(np.float32, copy=False))
+        rows = np.array([self._rows[label_id] for label_id in said["label_id"].to_pylist()], np.int64)
+        return rows, said["confidence"].fill_null(0).to_numpy(zero_copy_only=False)
+
+    def name(self, row: int) -> str:
+        """The id of the label that is given by a row."""
+        return self.names.given(self.head.label_ids[row]) if row >= 0 else ""
 
 
 @dataclass(frozen=True)
@@ -132,7 +182,7 @@ class _Fitted:
     """A head, what it was fitted to, and what was found on the way."""
 
     material: Material
-    head: Head
+    decided: _Decided
     shrinkage: float
     accuracies: dict[float, float]
     calibration: Calibration
@@ -170,25 +220,24 @@ def _weights(part: Examples) -> Array:
     return weights
 
 
-def _fitted(
-    dataset: Dataset, parts: list[Examples], old: Head, background: Array, settings: Settings, shrinkage: float | None
-) -> _Fitted:
+def _fitted(course: _Course, parts: list[Examples], shrinkage: float | None) -> _Fitted:
     """A head with thresholds, from ``parts``; with ``shrinkage`` given, nothing is searched."""
-    material = _material(dataset, parts, background)
+    material = _material(course.dataset, parts, course.background)
     if shrinkage is None:
         chosen = search.choose(material)
         shrinkage, accuracies, unseen = chosen.shrinkage, chosen.accuracies, chosen.unseen
     else:
         accuracies, unseen = {}, head.unseen(material, shrinkage)
-    answered = Answered.of(old, material.label_ids)
+    answered = Answered.of(course.old, material.label_ids)
     evidence = head.evidence(material, shrinkage)
     calibration = head.calibrate(material, answered, evidence, unseen, REHEARSAL_WEIGHT)
     made = head.merged(answered, material.label_ids, evidence, calibration)
-    measured = _unseen(material, parts, answered, made, unseen, calibration)
+    measured = _unseen(material, parts, answered, _Decided(made, course.names), unseen, calibration)
     rows = _rows(made, material.label_ids)
-    learned = thresholds.learn(measured.scored, made.thresholds, rows, settings.target_precision)
+    learned = thresholds.learn(measured.scored, made.thresholds, rows, course.target_precision)
     made.thresholds[[one.row for one in learned]] = [one.threshold for one in learned]
-    return _Fitted(material, made, shrinkage, accuracies, calibration, learned, measured, unseen)
+    decided = _Decided(made, course.names)
+    return _Fitted(material, decided, shrinkage, accuracies, calibration, learned, measured, unseen)
 
 
 def _rows(made: Head, label_ids: tuple[str, ...]) -> Array:
@@ -197,10 +246,15 @@ def _rows(made: Head, label_ids: tuple[str, ...]) -> Array:
 
 
 def _unseen(
-    material: Material, parts: list[Examples], answered: Answered, made: Head, unseen: Array, calibration: Calibration
+    material: Material,
+    parts: list[Examples],
+    answered: Answered,
+    decided: _Decided,
+    unseen: Array,
+    calibration: Calibration,
 ) -> _Measured:
     """What the head would say of its own originals, had it not learned from them."""
-    at = np.flatnonzero(material.originals)
+    at, made = np.flatnonzero(material.originals), decided.head
     rows = _rows(made, material.label_ids)
     others = np.setdiff1d(np.arange(len(made.label_ids)), rows)
     best, scores = np.empty(len(at), np.int64), np.empty(len(at), np.float32)
@@ -210,7 +264,7 @@ def _unseen(
         logits = np.empty((len(old), len(made.label_ids)), np.float32)
         logits[:, rows] = answered.together(old, unseen[block], calibration)
         logits[:, others] = rest
-        best[block], scores[block] = _best(logits)
+        best[block], scores[block] = decided.best(logits)
     # Of a label that no other fold knew, nothing can be said.
     told = unseen[np.arange(len(at)), material.targets[at]] > head.NOTHING / 2
     probability = np.concatenate([part.probability for part in parts])[at]
@@ -220,36 +274,32 @@ def _unseen(
     return _Measured(scored, truth[told])
 
 
-def _best(logits: Array) -> tuple[Array, Array]:
-    best = logits.argmax(axis=1)
-    return best, np.exp(logits[np.arange(len(best)), best] - head.log_sum(logits))
-
-
-def _scored(made: Head, dataset: Dataset, examples: Examples) -> _Measured:
+def _scored(decided: _Decided, dataset: Dataset, examples: Examples) -> _Measured:
     """What a head says of examples that it has not learned from."""
+    made = decided.head
     place = {label_id: row for row, label_id in enumerate(made.label_ids)}
     truth = np.array([place.get(dataset.label_ids[target], -1) for target in examples.targets], np.int64)
     best, scores = np.empty(len(examples), np.int64), np.empty(len(examples), np.float32)
     for begin in range(0, len(examples), _BLOCK):
         block = slice(begin, begin + _BLOCK)
-        best[block], scores[block] = _best(examples.vectors[block].astype(np.float32) @ made.weight.T + made.bias)
-    return _Measured(Scored(best, scores, best == truth, examples.probability, examples.shown), truth)
+        logits = examples.vectors[block].astype(np.float32) @ made.weight.T + made.bias
+        best[block], scores[block] = decided.best(logits)
+    return _Measured(Scored(best, scores, (best == truth) & (truth >= 0), examples.probability, examples.shown), truth)
 
 
-def _measures(measured: _Measured, made: Head) -> dict[str, Any]:
+def _measures(measured: _Measured, decided: _Decided) -> dict[str, Any]:
     """Accuracy with its 95 % Wilson interval, and what would go live by itself."""
-    from scipy.stats import binomtest
-
     scored, right = measured.scored, measured.scored.right
     if not len(right):
         return {"n": 0}
-    auto = scored.scores >= made.thresholds[scored.best]
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    auto = (scored.best >= 0) & (scored.scores >= decided.head.thresholds[scored.best])
+    accuracy = float(right.mean())
+    low, high = shares.wilson(accuracy, len(right))
     by_label = [float(right[measured.truth == row].mean()) for row in np.unique(measured.truth)]
     return {
-        "accuracy": float(right.mean()),
-        "low": float(interval.low),
-        "high": float(interval.high),
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
         "macro": float(np.mean(by_label)),
         "auto_precision": float(right[auto].mean()) if auto.any() else None,
         "coverage": float(auto.mean()),
@@ -264,14 +314,14 @@ def _of_labels(material: Material, dataset: Dataset, examples: Examples) -> tupl
     return examples.vectors[targets >= 0], targets[targets >= 0]
 
 
-def _confusions(measured: _Measured, made: Head) -> list[dict[str, Any]]:
+def _confusions(measured: _Measured, decided: _Decided) -> list[dict[str, Any]]:
     """The pairs that are taken for each other most often."""
     truth, wrong = measured.truth, ~measured.scored.right & (measured.truth >= 0)
     pairs = Counter(zip(truth[wrong].tolist(), measured.scored.best[wrong].tolist(), strict=True))
     of = Counter(truth.tolist())
     worst = sorted(pairs.items(), key=lambda pair: (-pair[1], -pair[1] / of[pair[0][0]], pair[0]))[:_PAIRS]
     return [
-        {"label_id": made.label_ids[row], "predicted": made.label_ids[said], "count": count, "of": of[row]}
+        {"label_id": decided.name(row), "predicted": decided.name(said), "count": count, "of": of[row]}
         for (row, said), count in worst
     ]
 

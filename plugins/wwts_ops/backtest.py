@@ -35,6 +35,8 @@ _SINCE = re.compile(r"([1-9]\d{0,4})([hdw])")
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 #: Embeddings scored at once.
 _BATCH = 4096
+#: No picture stands for more than a million: an old row may name a chance whose inverse is not even a number.
+_LEAST_CHANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _answers(settings: Settings, begin: datetime) -> pa.Table:
 
 @dataclass(frozen=True)
 class _Scene:
-    """The answers, column by column, and what they are judged by."""
+    """The answers, column by column, and what they are judged by; ``labels`` as they are given today."""
 
     contents: list[str]
     labels: list[list[str]]
@@ -207,7 +209,8 @@ class _Scene:
     @classmethod
     def of(cls, store: Store, settings: Settings, answers: pa.Table, seen: pa.Array | None) -> _Scene:
         names = taxonomy.current(store) or taxonomy.embedded(settings.forced_review)
-        labels = answers["labels"].to_pylist()
+        # As the versions' own labels are: what was merged since is no mistake.
+        labels = building.meant(answers, names)["labels"].to_pylist()
         return cls(
             contents=answers["content_sha256"].to_pylist(),
             labels=labels,
@@ -238,7 +241,7 @@ def _replay(store: Store, settings: Settings, model: ModelVersion, scene: _Scene
     tagger = registry.fetch(settings, model)
     found, vectors = embeddings.take(store, model.backbone_sha256, scene.contents)
     score, decide = Scorer(tagger), Decider(tagger.label_ids, tagger.thresholds, scene.taxonomy, 1)
-    known = frozenset(tagger.label_ids)
+    known = frozenset(map(scene.taxonomy.given, tagger.label_ids))
     right, auto = np.zeros(len(found), bool), np.zeros(len(found), bool)
     rows = np.flatnonzero(found)
     for start in range(0, len(rows), _BATCH):
@@ -291,10 +294,10 @@ def _macro(scene: _Scene, replayed: _Replayed, chosen: Array) -> float | None:
 
 def _weighted(scene: _Scene, replayed: _Replayed) -> Weighted | None:
     """None when no chance of being shown is known."""
-    chosen = replayed.found & ~np.isnan(scene.probability)
+    chosen = replayed.found & (scene.probability > 0)
     if not chosen.any():
         return None
-    weights = np.where(chosen, 1 / np.where(chosen, scene.probability, 1), 0)
+    weights = np.where(chosen, 1 / np.maximum(np.where(chosen, scene.probability, 1), _LEAST_CHANCE), 0)
     total, auto = weights.sum(), (weights * replayed.auto).sum()
     return Weighted(
         n=int(chosen.sum()),

@@ -36,7 +36,7 @@ RETRIES = ExceptionRetryPolicy(
 #: What to do when a DAG failed, by its name without a prefix.
 _REMEDIES = {
     "tag_catalog": "做完的部分已经发布。请看失败任务的日志，排除原因后清除失败的任务重跑；否则下一夜会先补做剩下的。",
-    "publish_tags": "人工更正暂时没有上线，答案都在，不会丢。请看失败任务的日志；原因排除后会自动补发，不用重跑。",
+    "publish_tags": "人工答案暂时没有上线，但都在，不会丢。请看失败任务的日志；原因排除后会自动补发，不用重跑。",
     "retrain_head": "现有模型不受影响。请看失败任务的日志，排除原因后清除失败的任务重跑。",
     "evaluate_model": "现有模型不受影响，这次没有门禁结论。请看失败任务的日志，排除原因后重新评测。",
     "promote_model": "请先用 wwts models list 核对当前启用的版本，再看失败任务的日志决定是否重试。",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, TriggerRule, get_current_context, task
 
+from wwts_ops.dag_defaults import VERSION
 from wwts_ops.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ def _prepare(settings: Settings) -> Any:
     def prepare(version: str | None) -> dict[str, Any]:
         from wwts_ops import rollout
 
-        return rollout.prepare(settings, _order(version))
+        order = _order(version)
+        if order.version:  # refused or not, the task's page leads to it
+            get_current_context()["ti"].xcom_push(key=VERSION, value=order.version)
+        return rollout.prepare(settings, order)
 
     return task(task_display_name="核对")(prepare)
 

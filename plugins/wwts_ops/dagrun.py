@@ -117,7 +117,7 @@ class Follower:
         self._errors.append(event["reason"])
 
     def _on_registering_embedded_default(self, event: Event) -> None:
-        self.phase(f"首次运行：正在注册内置模型 {event['model']}…")
+        self.phase(f"首次运行：正在登记内置模型 {event['model']}…")
 
     def _on_planned(self, event: Event) -> None:
         self._planned, self._total = event, int(event["images"])
@@ -191,7 +191,7 @@ class Follower:
         done = "已回退" if event["action"] == "rollback" else "已上线"
         self._told.append(
             f"\n{done}：当前启用的模型现在是版本 {event['version']}（champion）。"
-            "从下一次打标起生效；已有的标签由 retag_catalog（重打全库）更新。"
+            "从下一次打标起生效；已有的标签由 retag_catalog（全库重新打标）更新。"
         )
 
     def conclude(self, dag_id: str, code: int, log_path: Path) -> None:

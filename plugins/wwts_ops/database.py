@@ -162,6 +162,7 @@ review_items = sa.Table(
     sa.Column("leased_until", UtcDateTime),
     sa.CheckConstraint("state IN ('open', 'later', 'second', 'disputed', 'done')", name="review_items_state"),
     sa.Index("review_items_order", "state", "value"),
+    sa.Index("review_items_categories", "state", "category_path"),
     sa.Index("review_items_leases", "leased_by", sqlite_where=_LEASED, postgresql_where=_LEASED),
 )
 

@@ -1,12 +1,15 @@
-"""SHA-256 of rows: the same for the same values, however the table that holds them came to be."""
+"""SHA-256: how one is written, and of rows: the same for the same values, however their table came to be."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+#: How a SHA-256 is written, of rows or of bytes.
+SHA256 = re.compile(r"[0-9a-f]{64}")
 _ROWS = 65_536
 
 

@@ -7,7 +7,6 @@ and whatever may be a copy of either (:func:`wwts_ops.neardup.copies`).
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ import numpy as np
 import structlog
 
 from wwts_ops import badcases, neardup
+from wwts_ops.digest import SHA256
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -25,7 +25,6 @@ log = structlog.get_logger(__name__)
 
 #: Never to be changed: the audit would be made of other contents, which models have learned from by then.
 _SALT: Final = b"wwts audit holdout 1\0"
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def in_audit(content_sha256: str, share: float) -> bool:
@@ -38,7 +37,7 @@ def in_audit(content_sha256: str, share: float) -> bool:
     Raises:
         WwtsError: when that is no SHA-256.
     """
-    if not _SHA256.fullmatch(content_sha256):
+    if not SHA256.fullmatch(content_sha256):
         raise WwtsError(f"{content_sha256!r} is no SHA-256 (64 lower-case hex digits) of a content.")
     # Hashed again: so that no choice made elsewhere by the content's own hash is tied to this one.
     digest = hashlib.sha256(_SALT + bytes.fromhex(content_sha256)).digest()

@@ -1,4 +1,4 @@
-"""Links on the page of a task in Airflow: to the MLflow run, to the model version, to the night's report.
+"""Links on the page of a task in Airflow: to MLflow's run and version, to the night's report, to the tag diff.
 
 Airflow shows them for the operators of which a DAG says so, and computes them on the worker when the task ends. A
 plugin's list could only give them to every ``@task`` function of everybody's DAGs, and its links would be computed in
@@ -8,15 +8,16 @@ parsed, so nothing heavy may be imported here.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import structlog
 from airflow.sdk.bases.operatorlink import BaseOperatorLink
 
-from wwts_ops import settings
+from wwts_ops import addresses, settings
+from wwts_ops.dag_defaults import VERSION
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 
@@ -57,7 +58,7 @@ class ReportLink(_Link):
     def address(self, given: Settings, ti: Any) -> str:
         """See :class:`_Link`."""
         found = _DATE.search(str(_returned(ti) or ""))
-        return f"{_airflow(given)}/wwts/reports/{found.group(1)}/" if found else ""
+        return addresses.report(given, found.group(1)) if found else ""
 
 
 class ModelVersionLink(_Link):
@@ -70,8 +71,8 @@ class ModelVersionLink(_Link):
 
     def address(self, given: Settings, ti: Any) -> str:
         """See :class:`_Link`."""
-        version, server = _version(ti), _mlflow(given)
-        return f"{server}/#/models/{quote(given.model_name)}/versions/{quote(version)}" if version and server else ""
+        version = _version(ti)
+        return addresses.model_version(given, version) if version else ""
 
 
 class MlflowRunLink(_Link):
@@ -84,17 +85,34 @@ class MlflowRunLink(_Link):
 
     def address(self, given: Settings, ti: Any) -> str:
         """See :class:`_Link`."""
-        version, server = _version(ti), _mlflow(given)
-        if not version or not server:
+        version = _version(ti)
+        if not version or not addresses.mlflow(given):
             return ""
         from wwts_ops import tracking
 
         with tracking.connected(given, tracking.ANSWER_SECONDS) as client:
             run_id = client.get_model_version(given.model_name, version).run_id
-            if not run_id:
-                return ""
-            experiment = client.get_run(run_id).info.experiment_id
-        return f"{server}/#/experiments/{quote(experiment)}/runs/{quote(run_id)}"
+            return addresses.run(given, client.get_run(run_id)) if run_id else ""
+
+
+class TagDiffLink(_Link):
+    """From the task that compared the tags of a version with the champion's to the page that shows them."""
+
+    @property
+    def name(self) -> str:
+        """As the button says."""
+        return "标签变化"
+
+    def address(self, given: Settings, ti: Any) -> str:
+        """See :class:`_Link`."""
+        version = _version(ti)
+        if not version:
+            return ""
+        from wwts_ops import tagdiff, tracking
+
+        with tracking.connected(given, tracking.ANSWER_SECONDS) as client:
+            noted = client.get_model_version(given.model_name, version).tags.get(tagdiff.TAG)
+        return addresses.tag_diff(given, json.loads(noted)["folder"]) if noted else ""
 
 
 _MODEL = (ModelVersionLink(), MlflowRunLink())
@@ -104,11 +122,14 @@ TASKS: Mapping[str, Mapping[str, tuple[BaseOperatorLink, ...]]] = {
     "retrain_head": {
         "register": _MODEL,
         "evaluate": _MODEL,
-        "prepare": _MODEL,
+        "gate": _MODEL,
+        "tag_diff": (TagDiffLink(), *_MODEL),
+        "promote": _MODEL,
+        "prepare": (TagDiffLink(), *_MODEL),
         "move": _MODEL,
     },
-    "evaluate_model": {"prepare": _MODEL},
-    "promote_model": {"prepare": _MODEL, "move": _MODEL},
+    "evaluate_model": {"prepare": _MODEL, "judge": _MODEL},
+    "promote_model": {"prepare": (TagDiffLink(), *_MODEL), "move": _MODEL},
 }
 
 
@@ -128,24 +149,10 @@ def _returned(ti: Any) -> Any:
 
 
 def _version(ti: Any) -> str:
-    """The model version that a task returned: itself, or in a record of several things."""
+    """The model version that a task returned, itself or in a record of several things, or named before it ended."""
     found = _returned(ti)
-    version = found.get("version") if isinstance(found, Mapping) else found
-    return version if isinstance(version, str) and version.isdecimal() else ""
-
-
-def _airflow(given: Settings) -> str:
-    """Airflow's address without a slash at its end; empty (an address of the same server) when nobody said it."""
-    if given.public_url:
-        return given.public_url.rstrip("/")
-    from airflow.sdk.configuration import conf
-
-    return urlsplit(str(conf.get("api", "base_url", fallback="") or "")).path.rstrip("/")
-
-
-def _mlflow(given: Settings) -> str:
-    """MLflow's address for a browser, without anybody's password; empty when it is a file or a database."""
-    parts = urlsplit(given.mlflow_public_url or given.resolved_tracking_uri)
-    if parts.scheme not in ("http", "https"):
-        return ""
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
+    if isinstance(found, Mapping):
+        found = found.get("version")
+    elif not isinstance(found, str):
+        found = ti.xcom_pull(task_ids=ti.task_id, key=VERSION)
+    return found if isinstance(found, str) and found.isdecimal() else ""

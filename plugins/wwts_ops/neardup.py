@@ -56,6 +56,8 @@ _DIRECTIONS = 128
 _DRAWN = 512
 #: So many times as long takes a product of two rows fetched one by one as one in a product of blocks.
 _FETCHED = 40
+#: Products up to which a second thread gains less than it waits.
+_SMALL = 2**17
 #: Fetched at once: few enough for caches to hold.
 _TOGETHER = 64
 
@@ -294,7 +296,7 @@ def _alike(left: _Side, right: _Side, similarity: float, groups: Array | None = 
     Given the ``groups`` of all vectors, only pairs of two groups: where all are alike there are millions of others.
     """
     if left.sketches is None or right.sketches is None:
-        maybe, sketched = left.units @ right.units.T >= similarity - _ROUNDING, False
+        maybe, sketched = _products(left.units, right.units) >= similarity - _ROUNDING, False
     else:
         with _one_thread():
             glance = left.sketches[left.which] @ right.sketches[right.which].T
@@ -307,6 +309,15 @@ def _alike(left: _Side, right: _Side, similarity: float, groups: Array | None = 
         sure = _sure(left, right, first, second, similarity)
         first, second = first[sure], second[sure]
     return left.which[first], right.which[second]
+
+
+def _products(one: Array, other: Array) -> Array:
+    """``float32 [n, m]``."""
+    if len(one) * len(other) > _SMALL:
+        made: Array = one @ other.T
+        return made
+    with _one_thread():
+        return one @ other.T
 
 
 def _one_thread() -> AbstractContextManager[Any]:
@@ -328,7 +339,7 @@ def _sure(left: _Side, right: _Side, first: Array, second: Array, similarity: fl
     columns, second = _used(second, len(right.which))
     one, other = left.at(left.which[rows]).units, right.at(right.which[columns]).units
     if len(first) * _FETCHED > len(rows) * len(columns):
-        products = (one @ other.T)[first, second]
+        products = _products(one, other)[first, second]
     else:
         products = np.empty(len(first), dtype=np.float32)
         for some in _blocks(len(first), _TOGETHER):

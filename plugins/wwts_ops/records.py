@@ -1,4 +1,4 @@
-"""Arrow schemas of what recognising a picture knows nothing of: answers, and tags made from stored embeddings.
+"""Arrow schemas of what recognising a picture knows nothing of: answers, retagged contents, review items.
 
 Not in :mod:`wwts_ops.schemas`, which is packed with every model version: an older version brings its own.
 """

@@ -1,5 +1,6 @@
-"""Arrow schemas of everything in the store: the only contract between stages.
+"""Arrow schemas of what recognition reads and writes, and of the files around it; packed with every model version.
 
+What recognition knows nothing of (answers, what the review page shows) has its schemas in :mod:`wwts_ops.records`.
 ``date`` is a partition folder only, never a column.
 """
 

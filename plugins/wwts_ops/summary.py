@@ -108,10 +108,10 @@ def tags_compared(event: Mapping[str, Any]) -> str:
     return "\n".join(
         (
             head,
-            f"  标签改变    {event['changed_label']:,}",
-            f"  结论改变    {event['changed_decision']:,}",
-            f"  新上线      {event['newly_live']:,}",
-            f"  不再上线    {event['no_longer_live']:,}",
+            f"  标签改变      {event['changed_label']:,}",
+            f"  处理方式改变  {event['changed_decision']:,}",
+            f"  新上线        {event['newly_live']:,}",
+            f"  不再上线      {event['no_longer_live']:,}",
         )
     )
 

@@ -98,7 +98,7 @@ def data_uri(jpeg: bytes) -> str:
 
 
 def csp_hash(css: str) -> str:
-    """What a Content-Security-Policy calls the one style that it allows."""
+    """What a Content-Security-Policy calls the one style, or the one script, that it allows."""
     return f"sha256-{base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()}"
 
 

@@ -6,11 +6,12 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wwts_ops.badcases.snapshots import MAX_REASON
+from wwts_ops.digest import SHA256
 from wwts_ops.errors import WwtsError
 from wwts_ops.sheets import CONTROL, PICTURES, Row, parts
 from wwts_ops.taxonomy import Taxonomy
@@ -21,7 +22,6 @@ MAX_CHARS = {"owner": 100, "reason": MAX_REASON, "slice": 64, "uri": 4096, "imag
 MAX_PARTS = 50
 
 _FLAGS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False, "是": True, "否": False}
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHOWN_FAULTS = 200
 
 
@@ -42,38 +42,58 @@ class Draft:
     never_regress: bool | None
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a row.
+
+    Attributes:
+        text: for people, with the row's place.
+        about: of a picture that cannot be had: a key of ``images.REASONS``, ``changed`` or ``unpublished``; ``case``:
+            it contradicts one that is there; empty: what its cells say.
+    """
+
+    text: str
+    about: str
+
+
+class RefusedError(WwtsError):
+    """Nothing was imported; ``rows`` has all that is wrong, by the number of the row."""
+
+    def __init__(self, text: str, rows: Mapping[int, Sequence[Fault]]) -> None:
+        super().__init__(text)
+        self.rows = rows
+
+
 class Faults:
     """What is wrong with which row; told all at once."""
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self._found: list[tuple[int, str]] = []
-        self._rows: set[int] = set()
+        self._found: dict[int, list[Fault]] = defaultdict(list)
 
-    def add(self, number: int, place: str, what: str) -> None:
-        """Row ``number`` (only for the order), known to people as ``place``, cannot be imported."""
-        self._found.append((number, f"{_plain(place)}: {_plain(what)}."))
-        self._rows.add(number)
+    def add(self, number: int, place: str, what: str, about: str = "") -> None:
+        """Row ``number`` (from 0), known to people as ``place``, cannot be imported; ``about`` as in :class:`Fault`."""
+        self._found[number].append(Fault(f"{_plain(place)}: {_plain(what)}.", about))
 
     def has(self, number: int) -> bool:
         """Whether anything is wrong with row ``number``."""
-        return number in self._rows
+        return number in self._found
 
     def check(self) -> None:
         """Refuses the import when anything is wrong.
 
         Raises:
-            WwtsError: with a line for each fault, in the order of the rows.
+            RefusedError: with a line for each fault, in the order of the rows.
         """
         if not self._found:
             return
-        count = len(self._rows)
-        lines = [text for _, text in sorted(self._found, key=lambda fault: fault[0])]
+        count = len(self._found)
+        lines = [fault.text for _, faults in sorted(self._found.items()) for fault in faults]
         more = [f"… and {len(lines) - _SHOWN_FAULTS:,} more."] if len(lines) > _SHOWN_FAULTS else []
         first = (
             f"{self._source}: nothing was imported; mend {count:,} row{'s' if count > 1 else ''} and import it again."
         )
-        raise WwtsError("\n".join([first, *lines[:_SHOWN_FAULTS], *more]))
+        raise RefusedError("\n".join([first, *lines[:_SHOWN_FAULTS], *more]), dict(self._found))
 
 
 def parse(rows: Iterable[Row], folder: Path | None, labels: Labels, faults: Faults) -> list[Draft]:
@@ -229,7 +249,7 @@ class _Parser:
 
     def _sha256(self) -> str | None:
         text = self._cells.get("content_sha256")
-        if text is None or _SHA256.fullmatch(text.lower()):
+        if text is None or SHA256.fullmatch(text.lower()):
             return text and text.lower()
         self.problems.append(f"content_sha256 {text[:100]!r} must have 64 hex digits")
         return None

@@ -41,7 +41,8 @@ def import_cases(store: Store, settings: Settings, source: Path, author: str) ->
         author: who imports; owner of the cases that name none.
 
     Raises:
-        WwtsError: with every row that is wrong, and why; the store is then as it was.
+        WwtsError: the file cannot be read, or (``RefusedError``) with every row that is wrong, and why; the store is
+            then as it was.
         UnavailableError: when the store is away, or others change the cases all the time.
     """
     source = source.absolute()
@@ -138,7 +139,7 @@ class _Addition:
                 made = self._case(draft, picture)
                 new.append(replace(made, starter=picture.content_sha256 in starters))
             elif problem := self._problem(draft, case):
-                faults.add(draft.number, draft.place, problem)
+                faults.add(draft.number, draft.place, problem, "case")
         self.added = len(new)
         return (*cases, *new)
 

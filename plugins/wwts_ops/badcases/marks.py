@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -18,23 +19,26 @@ import structlog
 
 from wwts_ops import database, taxonomy
 from wwts_ops.badcases import snapshots
+from wwts_ops.badcases.drafts import Fault, RefusedError
 from wwts_ops.badcases.importing import import_cases
-from wwts_ops.badcases.snapshots import MAX_REASON
+from wwts_ops.badcases.snapshots import MAX_REASON, BadCase
 from wwts_ops.corrections import LABELLED
 from wwts_ops.corrections.answers import in_force_rows
 from wwts_ops.database import corrections, review_items, review_marks, review_opinions
-from wwts_ops.errors import UnavailableError, WwtsError
-from wwts_ops.review.cases import RETIRED, WITHDRAWN
+from wwts_ops.images import TRANSIENT_REASONS
+from wwts_ops.review.outcomes import ADDED, RETIRED, UNCHANGED, WAITING, WITHDRAWN, refused
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.taxonomy import Taxonomy
 
 log = structlog.get_logger(__name__)
 
-#: What became of a mark, beside ``WITHDRAWN`` and ``RETIRED``; ``refused`` is followed by why.
-ADDED, UNCHANGED, REFUSED = "added", "unchanged", "refused"
+#: How long a picture that cannot be read is tried again: a share may be away for some days, a deleted file for good.
+PATIENCE = timedelta(days=7)
 _REASON = "审核时标记"
-_COLUMNS = pa.schema([(name, pa.string()) for name in ("uri", "content_sha256", "label_id", "reason", "never_regress")])
+#: Why a case is retired that came of a mark; what somebody retired for another reason comes back by a new mark only.
+_TAKEN_BACK, _CORRECTED = "答案已撤回", "答案已改成别的"
+_COLUMNS = pa.schema([(name, pa.string()) for name in ("uri", "content_sha256", "label_id", "reason")])
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,11 @@ class Adopted:
 
     Attributes:
         added: new bad cases.
-        unchanged: were bad cases already.
-        withdrawn: the answer was taken back, or another one counts, before they became any.
-        retired: bad cases whose answer was taken back afterwards.
+        unchanged: were bad cases already, perhaps now such as no model may get wrong again.
+        withdrawn: the answer was taken back, or another one counts, and no bad case came of it.
+        retired: bad cases whose answer was taken back afterwards, or no longer counts.
         refused: cannot become bad cases; the outcome of each says why.
+        waiting: their picture cannot be read at present; they are tried again for ``PATIENCE``.
     """
 
     added: int = 0
@@ -54,6 +59,7 @@ class Adopted:
     withdrawn: int = 0
     retired: int = 0
     refused: int = 0
+    waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,9 @@ class _Mark:
     labels: tuple[str, ...]
     never_regress: bool
     person: str
+    marked_at: datetime
     comment: str | None
+    outcome: str | None
     uri: str | None
     number: int | None
     kind: str | None
@@ -92,23 +100,26 @@ class _Mark:
 
 
 def adopt(store: Store, settings: Settings) -> Adopted:
-    """Makes bad cases of the marks whose answers count; each mark by itself, so that a bad one holds up no other.
+    """Makes bad cases of the marks whose answers count, and retires those whose answers no longer do.
 
-    May be killed, and run by two at once: a mark that has become a case already is found to be one.
+    Each mark by itself, so that a bad one holds up no other. May be killed, and run by two at once: a mark that has
+    become a case already is found to be one.
 
     Raises:
-        UnavailableError: when the database, the store or the images' place does not answer; the marks then wait.
+        UnavailableError: when the database or the store does not answer; the marks then wait.
     """
     with database.looking(settings) as connection:
-        waiting = [_Mark(**row) for row in connection.execute(_waiting()).mappings()]
-        undone = connection.execute(_undone()).all()
-    names = taxonomy.current(store) if waiting else None
-    counting = [mark for mark in waiting if mark.counts(names)]
-    outcomes = {mark.answer_id: WITHDRAWN for mark in waiting if mark not in counting and not mark.waits()}
-    counting.sort(key=attrgetter("person", "number"))
-    for person, marks in groupby(counting, attrgetter("person")):
-        outcomes |= _imported(store, settings, person, list(marks))
-    outcomes |= {mark.answer_id: _retired(store, mark) for mark in undone}
+        marks = [_Mark(**row) for row in connection.execute(_known()).mappings()]
+        now = database.now(connection)
+    names = taxonomy.current(store) if marks else None
+    counting = [mark for mark in marks if mark.counts(names)]
+    over = [mark for mark in marks if not mark.counts(names) and not mark.waits()]
+    # First, for another mark of the same picture may count, which then makes a case of its own.
+    outcomes = {mark.answer_id: _ended(store, mark) for mark in over if mark.outcome in (None, ADDED, UNCHANGED)}
+    wanted = _wanted(store, counting, {mark.content_sha256 for mark in over if outcomes.get(mark.answer_id) == RETIRED})
+    adoption = _Adoption(store, settings, names, now)
+    for person, group in groupby(wanted, attrgetter("person")):
+        outcomes |= adoption.outcomes(person, list(group))
     _note(settings, outcomes)
     counts = Counter(outcome.partition(":")[0] for outcome in outcomes.values())
     if outcomes:
@@ -116,12 +127,12 @@ def adopt(store: Store, settings: Settings) -> Adopted:
     return Adopted(**counts)
 
 
-def _waiting() -> sa.Select[Any]:
-    """Marks that are not done, with the answer in force of their content."""
+def _known() -> sa.Select[Any]:
+    """Marks that may come to something else than they have, with the answer in force of their content."""
     force = corrections.alias()
     latest = in_force_rows().with_only_columns(sa.func.max(corrections.c.number))
     latest = latest.where(corrections.c.content_sha256 == review_marks.c.content_sha256)
-    columns = ("answer_id", "content_sha256", "labels", "never_regress", "person", "comment")
+    columns = ("answer_id", "content_sha256", "labels", "never_regress", "person", "marked_at", "comment", "outcome")
     return (
         sa.select(
             *(review_marks.c[name] for name in columns),
@@ -134,14 +145,8 @@ def _waiting() -> sa.Select[Any]:
         .select_from(review_marks)
         .outerjoin(force, force.c.number == latest.scalar_subquery())
         .outerjoin(review_items, review_items.c.content_sha256 == review_marks.c.content_sha256)
-        .where(review_marks.c.done_at.is_(None))
+        .where(review_marks.c.done_at.is_(None) | review_marks.c.outcome.in_((ADDED, UNCHANGED, WITHDRAWN, RETIRED)))
     )
-
-
-def _undone() -> sa.Select[Any]:
-    """Marks that became bad cases, and whose answer was taken back since."""
-    asked = sa.select(review_marks.c.answer_id, review_marks.c.content_sha256, review_marks.c.person)
-    return asked.where(review_marks.c.outcome == ADDED, _gone())
 
 
 def _gone() -> sa.ColumnElement[bool]:
@@ -160,69 +165,136 @@ def _gone() -> sa.ColumnElement[bool]:
     return withdrawn | (recorded & ~stands)
 
 
-def _imported(store: Store, settings: Settings, person: str, marks: Sequence[_Mark]) -> dict[str, str]:
-    """What becomes of one person's marks: all in one import, or one by one when that is refused."""
-    before = snapshots.current(store)
-    known = {case.content_sha256 for case in before.active} if before is not None else set()
-    try:
-        _import(store, settings, person, marks)
-    except UnavailableError:
-        raise
-    except WwtsError as error:
-        if len(marks) == 1:
-            return _elsewhere(store, settings, marks[0], error)
-        return {name: told for mark in marks for name, told in _imported(store, settings, person, [mark]).items()}
-    return {mark.answer_id: UNCHANGED if mark.content_sha256 in known else ADDED for mark in marks}
+def _ended(store: Store, mark: _Mark) -> str:
+    """Takes the bad case of ``mark`` out of force, if there is one; one that is no longer its own is left as it is."""
+    if mark.outcome is None:
+        return WITHDRAWN
+    case = _in_force(store).get(mark.content_sha256)
+    # Who was killed before noting what they added, or did it at the same time as somebody else, found it unchanged.
+    own = case is not None and (mark.outcome == ADDED or case.added_at > mark.marked_at)
+    if case is not None and own and case.added_by == mark.person:
+        snapshots.retire_exactly(store, mark.person, case, _TAKEN_BACK if mark.gone else _CORRECTED)
+        return RETIRED
+    return RETIRED if mark.outcome == ADDED else WITHDRAWN
 
 
-def _elsewhere(store: Store, settings: Settings, mark: _Mark, refused: WwtsError) -> dict[str, str]:
-    """A mark whose picture is no longer where it was shown from, from another published image of the same bytes."""
-    if mark.uri is not None:
-        found = _imported(store, settings, mark.person, [replace(mark, uri=None)])
-        if not found[mark.answer_id].startswith(REFUSED):
-            return found
-    log.warning("mark_refused", content_sha256=mark.content_sha256, reason=str(refused))
-    return {mark.answer_id: f"{REFUSED}: {_why(refused)}"}
+def _wanted(store: Store, counting: Iterable[_Mark], freed: Set[str]) -> list[_Mark]:
+    """Of the marks that count, those without a case: new ones, and those whose answer did not count for a while.
+
+    Also those that had found a case where there is none any more (``freed``: their contents).
+    """
+    now = snapshots.current(store)
+    last = {case.content_sha256: case for case in now.cases} if now else {}
+    ours = {None, _TAKEN_BACK, _CORRECTED}
+    by_hand = {content for content, case in last.items() if case.retired_reason not in ours}
+    found = [
+        mark
+        for mark in counting
+        if mark.outcome is None
+        or (
+            mark.content_sha256 not in by_hand
+            and (mark.outcome in (WITHDRAWN, RETIRED) or mark.content_sha256 in freed)
+        )
+    ]
+    return sorted(found, key=attrgetter("person", "number"))
 
 
-def _import(store: Store, settings: Settings, person: str, marks: Iterable[_Mark]) -> None:
+@dataclass(frozen=True)
+class _Adoption:
+    """Makes bad cases of marks; ``now`` by the database's clock."""
+
+    store: Store
+    settings: Settings
+    names: Taxonomy | None
+    now: datetime
+
+    def outcomes(self, person: str, marks: Sequence[_Mark]) -> dict[str, str]:
+        """What becomes of one person's marks."""
+        known = _in_force(self.store)
+        faults = self._faults(marks)
+        made = [mark for mark in marks if mark.answer_id not in faults]
+        # Of those that were cases already, too; what somebody else said of them is never taken away.
+        snapshots.protect(self.store, person, {mark.content_sha256 for mark in made if mark.never_regress})
+        found = {mark.answer_id: UNCHANGED if mark.content_sha256 in known else ADDED for mark in made}
+        return found | {
+            mark.answer_id: self._put_off(mark, faults[mark.answer_id]) for mark in marks if mark.answer_id in faults
+        }
+
+    def _faults(self, marks: Sequence[_Mark]) -> dict[str, Fault]:
+        """Imports marks; of those that are refused, why."""
+        first = self._imported(marks)
+        moved = [replace(mark, uri=None) for mark in marks if mark.answer_id in first and mark.uri is not None]
+        # Where a picture was shown from it is no longer; another published image may be the same bytes.
+        second = self._imported(moved)
+        elsewhere = {mark.answer_id for mark in moved} - second.keys()
+        return {
+            answer_id: _passing([fault, *filter(None, [second.get(answer_id)])])
+            for answer_id, fault in first.items()
+            if answer_id not in elsewhere
+        }
+
+    def _imported(self, marks: Sequence[_Mark]) -> dict[str, Fault]:
+        """Imports marks, all at once but for those that are refused; these by answer, with what is wrong."""
+        found: dict[str, Fault] = {}
+        rest = list(marks)
+        while rest:
+            try:
+                _import(self.store, self.settings, rest)
+                break
+            except RefusedError as error:
+                found |= {rest[row].answer_id: _lasting(faults) for row, faults in error.rows.items()}
+                rest = [mark for row, mark in enumerate(rest) if row not in error.rows]
+        return found
+
+    def _put_off(self, mark: _Mark, fault: Fault) -> str:
+        """The outcome of a mark that cannot become a bad case now."""
+        if fault.about in TRANSIENT_REASONS and self.now < mark.marked_at + PATIENCE:
+            log.info("mark_waits", content_sha256=mark.content_sha256, reason=fault.text)
+            return WAITING
+        log.warning("mark_refused", content_sha256=mark.content_sha256, reason=fault.text)
+        known = {} if self.names is None else self.names.by_id
+        label = "" if all(label in known for label in mark.said or ()) else "label"
+        return refused(fault.about or label, fault.text)
+
+
+def _lasting(faults: Sequence[Fault]) -> Fault:
+    """Of all that is wrong with a row, what will not pass by itself if there is any."""
+    return next((fault for fault in faults if fault.about not in TRANSIENT_REASONS), faults[0])
+
+
+def _passing(tries: Sequence[Fault]) -> Fault:
+    """Of what was wrong at two places, what may pass: one place is enough."""
+    return next((fault for fault in tries if fault.about in TRANSIENT_REASONS), tries[0])
+
+
+def _import(store: Store, settings: Settings, marks: Sequence[_Mark]) -> None:
     rows = [
         {
             "uri": mark.uri,
             "content_sha256": mark.content_sha256,
-            "label_id": "|".join(mark.labels),
+            "label_id": "|".join(mark.said or ()),
             "reason": " ".join((mark.comment or _REASON).split())[:MAX_REASON],
-            # Unsaid, not denied: somebody else may have said so of the same case.
-            "never_regress": "true" if mark.never_regress else None,
         }
         for mark in marks
     ]
     with TemporaryDirectory(prefix="wwts-marks-") as folder:
         path = Path(folder) / "marks.parquet"
         pq.write_table(pa.Table.from_pylist(rows, schema=_COLUMNS), path)
-        import_cases(store, settings, path, person)
+        import_cases(store, settings, path, marks[0].person)
 
 
-def _why(error: WwtsError) -> str:
-    """The row's own fault: the first line only says that nothing was imported."""
-    _, *faults = str(error).splitlines()
-    return " ".join(faults) or str(error)
-
-
-def _retired(store: Store, mark: Any) -> str:
-    """Takes the bad case of ``mark`` out of force; one that is no longer its own is left as it is."""
+def _in_force(store: Store) -> dict[str, BadCase]:
+    """The cases in force, by content."""
     now = snapshots.current(store)
-    case = next((one for one in now.active if one.content_sha256 == mark.content_sha256), None) if now else None
-    if case is not None and case.added_by == mark.person:
-        snapshots.retire(store, mark.person, mark.content_sha256, "答案已撤回")
-    return RETIRED
+    return {case.content_sha256: case for case in now.active} if now else {}
 
 
-def _note(settings: Settings, outcomes: dict[str, str]) -> None:
-    if not outcomes:
+def _note(settings: Settings, outcomes: Mapping[str, str]) -> None:
+    decided = {answer_id: outcome for answer_id, outcome in outcomes.items() if outcome != WAITING}
+    if not decided:
         return
     with database.transaction(settings) as connection:
         now = database.now(connection)
-        for answer_id, outcome in outcomes.items():
+        for answer_id, outcome in decided.items():
             this = review_marks.c.answer_id == answer_id
             connection.execute(sa.update(review_marks).where(this).values(done_at=now, outcome=outcome))

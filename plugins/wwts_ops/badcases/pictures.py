@@ -49,6 +49,14 @@ class _Listed:
     content_sha256: str
 
 
+class _NoPictureError(WwtsError):
+    """A picture that cannot be had; ``about`` as in :class:`Fault`."""
+
+    def __init__(self, text: str, about: str) -> None:
+        super().__init__(text)
+        self.about = about
+
+
 class Finder:
     """Finds the pictures of drafts.
 
@@ -84,6 +92,8 @@ class Finder:
                         found.append((draft, trial.result()))
                     except UnavailableError:
                         raise  # no fault of the row's
+                    except _NoPictureError as error:
+                        faults.add(draft.number, draft.place, str(error), error.about)
                     except WwtsError as error:
                         faults.add(draft.number, draft.place, str(error))
         finally:
@@ -111,7 +121,7 @@ class Finder:
         what = f"image_id {wanted!r}" if draft.image_id else f"content_sha256 {wanted}"
         found = self._listed.get(wanted, [])
         if not found:
-            raise WwtsError(f"{what} is not published; name its uri instead")
+            raise _NoPictureError(f"{what} is not published; name its uri instead", "unpublished")
         if draft.content_sha256 not in (None, found[0].content_sha256):
             raise WwtsError(f"{what} is published with content {found[0].content_sha256}, not {draft.content_sha256}")
         return found[:_COPIES]
@@ -121,13 +131,14 @@ class Finder:
             data = fetcher.read(listed.uri)
             sha256 = content_sha256(data)
             if listed.content_sha256 not in ("", sha256):
-                raise WwtsError(
+                raise _NoPictureError(
                     f"the bytes at {listed.uri} have changed: content {listed.content_sha256} is now {sha256}; "
-                    "look at the picture, and name its uri alone if it still shows the label"
+                    "look at the picture, and name its uri alone if it still shows the label",
+                    "changed",
                 )
             decode(data, _SHORT_SIDE, self._settings.max_pixels)
         except Rejected as error:
-            raise WwtsError(_why(listed.uri, error)) from error
+            raise _NoPictureError(_why(listed.uri, error), error.reason) from error
         try:
             (self._spool / sha256).write_bytes(data)
         except OSError as error:

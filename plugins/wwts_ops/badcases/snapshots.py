@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -171,6 +171,22 @@ def retire(store: Store, author: str, content: str, reason: str) -> Snapshot:
         return tuple(gone if other is case else other for other in cases)
 
     return change(store, author, retired)
+
+
+def retire_exactly(store: Store, author: str, case: BadCase, reason: str) -> Snapshot:
+    """Takes that very case out of force; one that is no longer as it was is left as it is."""
+    gone = replace(case, retired_at=now(), retired_by=author, retired_reason=reason)
+    return change(store, author, lambda cases: tuple(gone if one == case else one for one in cases))
+
+
+def protect(store: Store, author: str, contents: Set[str]) -> Snapshot:
+    """From now on no model may get the cases in force of ``contents`` wrong that replaces one which got them right."""
+
+    def protected(cases: tuple[BadCase, ...]) -> tuple[BadCase, ...]:
+        meant = (case.retired_at is None and case.content_sha256 in contents for case in cases)
+        return tuple(replace(case, never_regress=True) if one else case for one, case in zip(meant, cases, strict=True))
+
+    return change(store, author, protected)
 
 
 def content(store: Store, sha256: str) -> bytes:

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from wwts_ops import database
 from wwts_ops.database import corrections, review_items
+from wwts_ops.digest import SHA256
 from wwts_ops.errors import WwtsError
 from wwts_ops.images import REASONS
 from wwts_ops.records import ANSWERS
@@ -28,9 +29,8 @@ KINDS = ("confirm", "correct", "wrong_unknown", "reject_image", "retract")
 #: Of these the answer is a label.
 LABELLED = frozenset({"confirm", "correct"})
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 #: Neither PostgreSQL nor a page can hold these; line breaks in a comment are none of them.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 #: Rows that are written or read at a time.
 _ROWS = 16_384
 
@@ -91,7 +91,7 @@ class Answer:
         for what, text in named.items():
             yield not text.strip(), f"lacks {what}"
         yield self.answered_at.tzinfo is None, "has a time without a zone"
-        yield not _SHA256.fullmatch(self.content_sha256), "names no content: 64 hex digits are needed"
+        yield not SHA256.fullmatch(self.content_sha256), "names no content: 64 hex digits are needed"
         yield self.kind not in KINDS, f"is of kind {self.kind!r}; there are {', '.join(KINDS)}"
         yield (self.kind in LABELLED) != bool(self.labels), f"is of kind {self.kind} with {len(self.labels)} labels"
         yield len(set(self.labels)) != len(self.labels), "names a label twice"
@@ -102,7 +102,7 @@ class Answer:
         probability = self.sampling_probability
         yield probability is not None and not 0 < probability <= 1, f"has the probability {probability}, not 0 to 1"
         texts = (self.answer_id, self.answered_by, self.image_id, self.comment, *self.labels, *self.labels_before)
-        yield any(_CONTROL.search(text or "") for text in texts), "holds a control character"
+        yield any(CONTROL.search(text or "") for text in texts), "holds a control character"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wwts_ops.corrections import LABELLED
+from wwts_ops.corrections.answers import CONTROL
+from wwts_ops.digest import SHA256
 from wwts_ops.images import REASONS
 from wwts_ops.taxonomy import Taxonomy, path_of
 
@@ -22,8 +24,6 @@ KINDS = ("confirm", "correct", "wrong_unknown", "reject_image")
 Status = Literal["saved", "already", "conflict", "shared", "refused", "held"]
 
 _ANSWER_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{7,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _MOST_LABELS = 10
 _LONGEST_COMMENT, _LONGEST_NAME, _LONGEST_TEXT = 1000, 100, 500
 
@@ -122,8 +122,8 @@ def told(names: Taxonomy, kind: str, labels: Sequence[str]) -> str:
     """What an answer says, as the end of a Chinese sentence."""
     if kind in LABELLED:
         verb = "确认为" if kind == "confirm" else "改为"
-        return verb + "、".join(f"「{name_of(names, label)}」" for label in labels)
-    return "标记为「都不对」" if kind == "wrong_unknown" else "标记为「图片有问题」"
+        return verb + "、".join(f"“{name_of(names, label)}”" for label in labels)
+    return "标记为“都不对”" if kind == "wrong_unknown" else "标记为“图片有问题”"
 
 
 def name_of(names: Taxonomy, label_id: str) -> str:
@@ -134,12 +134,12 @@ def name_of(names: Taxonomy, label_id: str) -> str:
 
 def _form(action: Action) -> Iterator[tuple[bool, str]]:
     yield not _ANSWER_ID.fullmatch(action.answer_id), "答案编号不对，请刷新页面后再试。"
-    yield not _SHA256.fullmatch(action.content), "图片编号不对，请刷新页面后再试。"
-    yield not all(_SHA256.fullmatch(other) for other in action.also), "图片编号不对，请刷新页面后再试。"
+    yield not SHA256.fullmatch(action.content), "图片编号不对，请刷新页面后再试。"
+    yield not all(SHA256.fullmatch(other) for other in action.also), "图片编号不对，请刷新页面后再试。"
     yield len(action.also) > MOST_ALSO, f"一次最多应用到 {MOST_ALSO} 张图片。"
     yield action.kind not in KINDS, "不认识这种答案，请刷新页面后再试。"
     yield len(action.comment or "") > _LONGEST_COMMENT, f"备注太长，请不要超过 {_LONGEST_COMMENT} 个字。"
-    yield bool(_CONTROL.search(action.comment or "")), "备注里有无法保存的字符，请删去后再试。"
+    yield bool(CONTROL.search(action.comment or "")), "备注里有无法保存的字符，请删去后再试。"
     if action.proposal is not None:
         yield from _wish(action.proposal)
 
@@ -149,7 +149,7 @@ def _wish(proposal: Proposal) -> Iterator[tuple[bool, str]]:
     yield not 0 < len(name) <= _LONGEST_NAME, f"新标签要有名称，不超过 {_LONGEST_NAME} 个字。"
     yield max(map(len, others)) > _LONGEST_TEXT, f"新标签的类目、同义词和英文名各不超过 {_LONGEST_TEXT} 个字。"
     texts = (proposal.label_zh, *others)
-    yield any(_CONTROL.search(text) or "\n" in text for text in texts), "新标签里有无法保存的字符，请删去后再试。"
+    yield any(CONTROL.search(text) or "\n" in text for text in texts), "新标签里有无法保存的字符，请删去后再试。"
     path = path_of(proposal.category_path)
     yield bool(path) and not all(path.split(" > ")), "类目请写成“一级 > 二级 > 三级”，中间不要空着。"
 
@@ -167,13 +167,13 @@ def _sense(action: Action, names: Taxonomy) -> Iterator[tuple[bool, str]]:
     yield action.marked and not labelled, "要加入坏例，请先选出正确的标签。"
     yield action.later and action.said != "wrong_unknown", "只有“都不对”才能留到稍后再标。"
     if action.proposal is not None:
-        yield _exists(action.proposal, names), f"已经有「{action.proposal.label_zh.strip()}」这个标签了，请直接选它。"
+        yield _exists(action.proposal, names), f"已经有“{action.proposal.label_zh.strip()}”这个标签了，请直接选它。"
 
 
 def _usable(label_id: str, names: Taxonomy) -> Iterator[tuple[bool, str]]:
     label = names.by_id.get(label_id)
     yield label is None, "没有这个标签，它可能刚刚被改过；请刷新页面后再选。"
-    yield label is not None and not label.enabled, f"标签「{name_of(names, label_id)}」已停用，请另选一个。"
+    yield label is not None and not label.enabled, f"标签“{name_of(names, label_id)}”已停用，请另选一个。"
 
 
 def _exists(proposal: Proposal, names: Taxonomy) -> bool:

@@ -31,7 +31,8 @@ from wwts_ops.review.actions import (
     shown_revision,
     told,
 )
-from wwts_ops.review.cases import OVERRULED, Case, Desk, First, Opinion, Verdict, verdict
+from wwts_ops.review.cases import Case, Desk, First, Opinion, Verdict, verdict
+from wwts_ops.review.outcomes import OVERRULED
 from wwts_ops.review.people import Role
 from wwts_ops.review.undoing import history, undo
 from wwts_ops.settings import Settings
@@ -228,7 +229,7 @@ class _Reviewer:
         siblings, done = _siblings(look.case), Counter[Status]()
         for content in dict.fromkeys(look.action.also):
             other = self.desk.cases[content]
-            if other.in_force is not None if other.item is None else other.state not in ("open", "later"):
+            if _is_answered(other):
                 continue
             answer_id = f"{look.action.answer_id}:{content[:16]}"
             plain = replace(
@@ -336,6 +337,16 @@ def _not_spread(action: Action) -> str:
     """What does not hold for one picture yet holds for no other."""
     others = len(set(action.also))
     return f"另外 {others} 张没有一起处理，请单独看。" if others else ""
+
+
+def _is_answered(case: Case) -> bool:
+    """Whether somebody's answer to it counts, or waits for a look by somebody else.
+
+    What is done may have no answer: a retag was sure of it, or it was delisted and came back.
+    """
+    if case.state in ("open", "later"):
+        return False
+    return case.in_force is not None or case.state in ("second", "disputed")
 
 
 def _siblings(case: Case) -> dict[str, Mapping[str, Any]]:

@@ -37,7 +37,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         if not self.person.strip():
-            raise WwtsError("请选择要撤销谁的答案。")
+            raise WwtsError("请选择要撤回谁的答案。")
         if self.since.tzinfo is None or self.until.tzinfo is None or self.since >= self.until:
             raise WwtsError("时间范围不对：开始时间要早于结束时间。")
 
@@ -144,7 +144,7 @@ def take_back(settings: Settings, admin: str, selection: Selection, seen: Seen) 
         desk = Desk.of(appender, admin, 0)
         desk.load(counting)
         for one in reversed(gone):
-            undoing.remove(desk, desk.cases[one.content], one.answer_id, f"批量撤销：{selection.person}")
+            undoing.remove(desk, desk.cases[one.content], one.answer_id, f"批量撤回：{selection.person}")
         undoing.close(desk, [one.answer_id for one in gone])
         desk.write()
         events.record(

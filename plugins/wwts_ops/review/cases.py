@@ -17,9 +17,8 @@ from wwts_ops import database
 from wwts_ops.corrections import LABELLED, Answer
 from wwts_ops.corrections.answers import Appender
 from wwts_ops.database import corrections, label_proposals, review_items, review_marks, review_opinions
+from wwts_ops.review.outcomes import OVERRULED, RETIRED, TAKEN_BACK, WITHDRAWN
 
-#: Why a picture that was to become a bad case does not.
-TAKEN_BACK, OVERRULED, WITHDRAWN, RETIRED = "taken_back", "overruled", "withdrawn", "retired"
 _SPOKEN = tuple(name for name in Answer.__dataclass_fields__ if name != "answered_at")
 
 Verdict = tuple[str, frozenset[str]]

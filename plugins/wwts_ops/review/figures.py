@@ -6,12 +6,10 @@ third year.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from statistics import NormalDist
+from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -20,8 +18,9 @@ import sqlalchemy as sa
 from wwts_ops import database, planning
 from wwts_ops.corrections.answers import in_force_rows
 from wwts_ops.database import corrections, review_items
-from wwts_ops.review import opinions
+from wwts_ops.review import items, opinions
 from wwts_ops.settings import Settings
+from wwts_ops.shares import wilson
 from wwts_ops.storage import Store
 from wwts_ops.tagging import done_shards
 
@@ -31,8 +30,8 @@ AGREEMENT_DAYS, AUDIT_DAYS = 7, 28
 _PACE_DAYS = 14
 #: Time in which somebody answered at least once counts as work: breaks do not.
 _SLOT = timedelta(minutes=5)
-#: Two-sided 95 %.
-_Z = NormalDist().inv_cdf(0.975)
+#: A night that was due so shortly ago need not have left anything yet.
+_STARTING = timedelta(minutes=10)
 #: What people see because the model was not sure, or because of what it shows.
 _QUEUE = ("review", "forced_review")
 
@@ -70,9 +69,9 @@ class Night:
     """How the last night went.
 
     Attributes:
-        date: of the night.
+        date: on which the schedule asked for it last; today, where there is no schedule.
         state: ``done``; ``unfinished``, when a plan is not; ``absent``, when neither a plan nor a page is there though
-            the schedule asks for one; ``unplanned``, when none was due yet.
+            the schedule asked for one; ``unplanned``, when there is no schedule.
         images: in the unfinished plans.
         shards: in the unfinished plans.
         shards_done: of ``shards``.
@@ -91,8 +90,9 @@ class Figures:
 
     Attributes:
         date: today, ISO.
-        left: pictures that wait for a look.
+        left: pictures that wait for a look of somebody who may give it.
         disputed: of these, those of which two people said different things.
+        stuck: besides these, pictures that wait for another one's look, and everybody who may answer has had theirs.
         done_today: pictures of the queue that were settled today.
         done_yesterday: those of the day before.
         per_hour: settled in an hour of work on ``pace_of``; None when nobody worked in the last two weeks.
@@ -108,6 +108,7 @@ class Figures:
     date: str
     left: int
     disputed: int
+    stuck: int
     done_today: int
     done_yesterday: int
     per_hour: float | None
@@ -129,38 +130,29 @@ def today(settings: Settings, store: Store, now: datetime) -> Figures:
     database.upgrade(settings)
     now = now.astimezone(ZoneInfo(settings.timezone))
     with database.reading(settings) as connection:
-        counted = _counted(connection, now)
+        counted = _counted(connection, settings, now)
     return Figures(date=now.date().isoformat(), night=night(settings, store, now), **counted)
 
 
 def night(settings: Settings, store: Store, now: datetime) -> Night:
-    """How the night of today's date went, as far as the store tells.
+    """How the last night that was due went, as far as the store tells.
 
     Raises:
         UnavailableError: when the store does not answer.
     """
     now = now.astimezone(ZoneInfo(settings.timezone))
-    day = now.date().isoformat()
+    due = _last_due(settings, now)
+    day = (due or now).date().isoformat()
     open_plans = planning.unfinished(store)
     if open_plans:
         done = sum(len(done_shards(store, plan)) for plan in open_plans)
         images, shards = (sum(getattr(plan, name) for plan in open_plans) for name in ("images", "shards"))
         return Night(day, "unfinished", images, shards, done)
-    if store.exists(f"reports/date={day}/index.html"):
-        return Night(day, "done")  # without anything new there is no plan, but always a page
-    return Night(day, "absent" if _was_due(settings, now) else "unplanned")
-
-
-def wilson(rate: float, effective: float) -> tuple[float, float]:
-    """The 95 % interval of a share ``rate`` that was seen in ``effective`` (above 0, need not be whole) trials.
-
-    E. B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 22 (1927): unlike the
-    usual interval it holds near 0 and 1, where a good model is.
-    """
-    square = _Z * _Z / effective
-    middle = (rate + square / 2) / (1 + square)
-    half = _Z / (1 + square) * math.sqrt(rate * (1 - rate) / effective + square / (4 * effective))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Without anything new there is no plan, but always a page; what was run by hand since then will do.
+    pages = (key.split("/")[1].removeprefix("date=") for key in store.list("reports/", "/index.html"))
+    if any(page >= day for page in pages):
+        return Night(day, "done")
+    return Night(day, "unplanned" if due is None else "absent")
 
 
 def weighted(seen: Iterable[tuple[bool, float]], waiting: int) -> Share:
@@ -183,9 +175,9 @@ def weighted(seen: Iterable[tuple[bool, float]], waiting: int) -> Share:
     return Share(rate, *wilson(rate, total * total / squares), len(rows), len(rows) + waiting)
 
 
-def _counted(connection: sa.Connection, now: datetime) -> dict[str, Any]:
-    states = _grouped(connection, _states())
-    left = sum(count for state, count in states.items() if state != "done")
+def _counted(connection: sa.Connection, settings: Settings, now: datetime) -> dict[str, Any]:
+    waiting, states = _waiting(connection), _waiting(connection, _awaited(settings))
+    left = states.total()
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     looks = _looks(connection, midnight - timedelta(days=1), now)
     mine = [look for look in looks if look.answered_at >= midnight]
@@ -195,6 +187,7 @@ def _counted(connection: sa.Connection, now: datetime) -> dict[str, Any]:
     return {
         "left": left,
         "disputed": states["disputed"],
+        "stuck": waiting.total() - left,
         "done_today": _contents(mine),
         "done_yesterday": _contents(before),
         "per_hour": round(pace.per_hour, 1) if pace else None,
@@ -213,8 +206,22 @@ def _grouped(connection: sa.Connection, asked: sa.Select[Any]) -> Counter[Any]:
     return Counter({row[0]: row[1] for row in connection.execute(asked)})
 
 
-def _states() -> sa.Select[Any]:
-    return sa.select(review_items.c.state, sa.func.count()).group_by(review_items.c.state)
+def _waiting(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> Counter[str]:
+    """How many items wait in each state."""
+    state = review_items.c.state
+    asked = sa.select(state, sa.func.count()).where(state.in_(items.WAITING), *conditions)
+    return _grouped(connection, asked.group_by(state))
+
+
+def _awaited(settings: Settings) -> sa.ColumnElement[bool]:
+    """Whether anybody may look: at what is fresh, whoever there is."""
+    everybody = {*settings.reviewers, *settings.review_admins}
+    theirs = [
+        (review_items.c.state == state) & items.lookable(settings, person, state)
+        for state in (items.SECOND, items.DISPUTED)
+        for person in sorted(everybody)
+    ]
+    return sa.or_(review_items.c.state.in_((items.OPEN, items.LATER)), *theirs)
 
 
 def _standing(*columns: Any) -> sa.Select[Any]:
@@ -369,12 +376,11 @@ def _right(row: sa.Row[Any]) -> bool:
     return row.shown in row.labels or (row.kind == "confirm" and row.labels_before[:1] == [row.shown])
 
 
-def _was_due(settings: Settings, now: datetime) -> bool:
-    """Whether the schedule asks for a night since midnight."""
+def _last_due(settings: Settings, now: datetime) -> datetime | None:
+    """When the schedule asked for a night last: today early in the morning, yesterday evening or before a holiday."""
     if settings.schedule == "none":
-        return False
+        return None
     from croniter import croniter  # type: ignore[import-untyped]  # Airflow's own reader of such lines
 
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    first = croniter(settings.schedule, midnight - timedelta(seconds=1)).get_next(datetime)
-    return bool(first.astimezone(UTC) <= now)
+    due: datetime = croniter(settings.schedule, now - _STARTING).get_prev(datetime)
+    return due

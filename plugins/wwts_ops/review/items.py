@@ -61,6 +61,7 @@ __all__ = [
     "left",
     "load",
     "load_part",
+    "lookable",
     "one",
     "peek",
     "peek_label",
@@ -182,9 +183,9 @@ def reason_of(decision_reason: str | None) -> str:
 def take(settings: Settings, person: str, filters: Filters, count: int, held: Sequence[str] = ()) -> list[Item]:
     """Leases the next best items that ``person`` may look at to them, and gives them.
 
-    First what somebody wants labelled later, then by value. Never what somebody else holds, nor what waits for a
-    second look after their own. What they hold already is given again unless it is among ``held``; who holds 200 gets
-    nothing more.
+    First what somebody else wants labelled later, then by value; last what they could not label themselves. Never what
+    somebody else holds, nor what waits for a second look after their own. What they hold already is given again unless
+    it is among ``held``; who holds 200 gets nothing more.
 
     Args:
         settings: the database, and ``lease_minutes``.
@@ -215,13 +216,17 @@ def peek(settings: Settings, person: str, filters: Filters, count: int, held: Se
     return _peek(settings, count, _states(filters, WAITING), _next(settings, person, filters, held))
 
 
-def take_label(settings: Settings, person: str, label_id: str, filters: Filters, count: int) -> list[Item]:
+def take_label(
+    settings: Settings, person: str, label_id: str, filters: Filters, count: int, held: Sequence[str] = ()
+) -> list[Item]:
     """Leases items that show one label, for a page that settles many at a glance: only those that one look settles.
+
+    Others than those in ``held``, which the page has already.
 
     Raises:
         UnavailableError: when the database does not answer.
     """
-    wanted = _of_label(label_id, filters)
+    wanted = _of_label(label_id, filters, held)
     return _take(
         settings,
         person,
@@ -245,22 +250,34 @@ _Wanted = Callable[[str], sa.Select[Any]]
 
 
 def _next(settings: Settings, person: str, filters: Filters, held: Sequence[str]) -> _Wanted:
+    def wanted(state: str) -> sa.Select[Any]:
+        asked = _passing(filters).where(review_items.c.state == state)
+        asked = _others(asked.where(lookable(settings, person, state), *_any_left(filters, state)), held)
+        return _own_last(asked, person) if state == LATER else asked
+
+    return wanted
+
+
+def _of_label(label_id: str, filters: Filters, held: Sequence[str] = ()) -> _Wanted:
+    def wanted(state: str) -> sa.Select[Any]:
+        asked = _passing(filters).where(review_items.c.state == state)
+        return _others(asked.where(review_items.c.label_id == label_id, review_items.c.needed == 1), held)
+
+    return wanted
+
+
+def _any_left(filters: Filters, state: str) -> Iterator[sa.ColumnElement[bool]]:
+    """An index tells that categories are done; to look for their items in order of value is to read all others."""
+    if filters.categories:
+        some = review_items.alias()
+        same = _conditions(some.c, Filters(categories=filters.categories))
+        yield sa.exists().where(some.c.state == state, *same)
+
+
+def _others(asked: sa.Select[Any], held: Sequence[str]) -> sa.Select[Any]:
+    """Without what a page has already."""
     held = tuple(held)[:_MOST_HELD]
-
-    def wanted(state: str) -> sa.Select[Any]:
-        asked = _passing(filters).where(review_items.c.state == state)
-        asked = _lookable(asked, settings, person, state)
-        return asked.where(review_items.c.content_sha256.not_in(held)) if held else asked
-
-    return wanted
-
-
-def _of_label(label_id: str, filters: Filters) -> _Wanted:
-    def wanted(state: str) -> sa.Select[Any]:
-        asked = _passing(filters).where(review_items.c.state == state)
-        return asked.where(review_items.c.label_id == label_id, review_items.c.needed == 1)
-
-    return wanted
+    return asked.where(review_items.c.content_sha256.not_in(held)) if held else asked
 
 
 def _states(filters: Filters, states: Sequence[str]) -> list[str]:
@@ -312,7 +329,7 @@ def _best(asked: sa.Select[Any], count: int) -> sa.Select[Any]:
 def _first(connection: sa.Connection, asked: Iterable[sa.Select[Any]], count: int) -> list[str]:
     """The best contents of several states, each of which goes through an index by itself and stops."""
     found = [row for one_ in asked for row in connection.execute(one_)]
-    found.sort(key=lambda row: (row.state != LATER, -row.value))
+    found.sort(key=lambda row: (row.own, row.state != LATER, -row.value))
     return [row.content_sha256 for row in found[:count]]
 
 
@@ -434,10 +451,11 @@ def left(settings: Settings, person: str, filters: Filters) -> int:
     """
     count = 0
     with database.reading(settings) as connection:
-        for state in WAITING:
-            if _asked(filters, state):
-                asked = _lookable(_passing(filters).where(review_items.c.state == state), settings, person, state)
-                count += connection.execute(sa.select(sa.func.count()).select_from(asked.subquery())).scalar_one()
+        for state in _states(filters, WAITING):
+            theirs = (review_items.c.state == state, lookable(settings, person, state))
+            # Nothing but the count is asked for: an index answers that without the items, which are wide.
+            asked = sa.select(sa.func.count()).select_from(review_items).where(*theirs)
+            count += connection.execute(asked.where(*_conditions(review_items.c, filters))).scalar_one()
     return count
 
 
@@ -453,8 +471,8 @@ _FACETS: Final = {
 }
 
 
-def facets(settings: Settings, filters: Filters) -> Facets:
-    """How many items wait under each value of each filter, with all other filters in force.
+def facets(settings: Settings, person: str, filters: Filters) -> Facets:
+    """How many items wait for a look of ``person`` under each value of each filter, with all other filters in force.
 
     Returns:
         For ``date``, ``category`` (first level, and first two), ``decision`` and ``reason``: values and counts; for
@@ -464,10 +482,11 @@ def facets(settings: Settings, filters: Filters) -> Facets:
         UnavailableError: when the database does not answer.
     """
     names = [column for _, column in _FACETS.values()]
-    states = [state for state in WAITING if _asked(filters, state)]
+    states = _states(filters, WAITING)
     asked = sa.select(*(review_items.c[name] for name in (*names, "label_zh")))
+    theirs = ((review_items.c.state == state) & lookable(settings, person, state) for state in states)
     # One pass over the items, which are wide; each facet counts what all filters but its own let pass.
-    waiting = asked.where(review_items.c.state.in_(states)).cte("waiting")
+    waiting = asked.where(review_items.c.state.in_(states), sa.or_(sa.false(), *theirs)).cte("waiting")
     counted = [_counted(waiting, name, filters) for name in _FACETS]
     with database.reading(settings) as connection:
         rows = connection.execute(sa.union_all(*counted)).all()
@@ -514,7 +533,8 @@ def _asked(filters: Filters, state: str) -> bool:
 def _passing(filters: Filters) -> sa.Select[Any]:
     """Items that pass all filters but that of states: what :func:`_take` goes by."""
     columns = review_items.c
-    return sa.select(columns.content_sha256, columns.state, columns.value).where(*_conditions(columns, filters))
+    asked = sa.select(columns.content_sha256, columns.state, columns.value, sa.false().label("own"))
+    return asked.where(*_conditions(columns, filters))
 
 
 def _conditions(columns: Any, filters: Filters) -> Iterator[sa.ColumnElement[bool]]:
@@ -543,15 +563,30 @@ def _free(asked: sa.Select[Any], person: str, moment: datetime) -> sa.Select[Any
     return asked.where(sa.or_(columns.leased_by.is_(None), columns.leased_by == person, columns.leased_until <= moment))
 
 
-def _lookable(asked: sa.Select[Any], settings: Settings, person: str, state: str) -> sa.Select[Any]:
-    """Without what ``person`` has had a look at and somebody else is to judge; an admin may settle any dispute."""
+def lookable(settings: Settings, person: str, state: str) -> sa.ColumnElement[bool]:
+    """Whether an item of ``state``, of a query over ``review_items``, is for ``person`` to look at.
+
+    It is not once they have had a look and somebody else is to judge; an admin may settle any dispute.
+    """
     if state in FRESH or (state == DISPUTED and role(settings, person) == Role.ADMIN):
-        return asked
+        return sa.true()
     content = review_items.c.content_sha256
     held = sa.select(review_opinions.c.answer_id).where(
         review_opinions.c.content_sha256 == content,
         review_opinions.c.person == person,
         review_opinions.c.withdrawn_at.is_(None),
     )
-    said = answers.in_force_rows().where(corrections.c.content_sha256 == content, corrections.c.answered_by == person)
-    return asked.where(~held.exists(), ~said.exists())
+    return ~held.exists() & ~_said(person)
+
+
+def _own_last(asked: sa.Select[Any], person: str) -> sa.Select[Any]:
+    """What ``person`` said something of themselves after all else: they did not know the right label."""
+    columns = review_items.c
+    own = _said(person)
+    return asked.with_only_columns(columns.content_sha256, columns.state, columns.value, own.label("own")).order_by(own)
+
+
+def _said(person: str) -> sa.Exists:
+    """Whether an answer of ``person`` to an item is in force."""
+    said = answers.in_force_rows().where(corrections.c.answered_by == person)
+    return said.where(corrections.c.content_sha256 == review_items.c.content_sha256).exists()

@@ -8,8 +8,8 @@ from wwts_ops import sheets
 from wwts_ops.taxonomy import Label, Taxonomy
 
 #: ``label_id, label_zh, label_en, synonyms_zh, category_path, pinyin, flags``. Synonyms and pinyin hold one entry a
-#: name, joined by ``|``; pinyin has its syllables apart and no tones (``hong jiu|pu tao jiu``). Flags: ``f`` where a
-#: person always looks.
+#: name, joined by ``|``; pinyin has its syllables apart and no tones (``hong jiu|pu tao jiu``), the label's own first,
+#: and skips names without a Chinese character. Flags: ``f`` where a person always looks.
 LabelRow = tuple[str, str, str, str, str, str, str]
 
 
@@ -46,6 +46,6 @@ def _row(names: Taxonomy, label: Label) -> LabelRow:
         label.label_en,
         label.synonyms_zh,
         label.category_path,
-        "|".join(dict.fromkeys(filter(None, spoken))),
+        "|".join(filter(None, spoken)),
         "f" if names.forced_reason(label.label_id) else "",
     )

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 import structlog
 
-from wwts_ops import database, published, retags, warehouse
+from wwts_ops import database, published, retags, taxonomy, warehouse
 from wwts_ops.corrections import answers
-from wwts_ops.database import review_items, review_loaded
+from wwts_ops.database import corrections, review_items, review_loaded
 from wwts_ops.records import REVIEW_ITEMS
 from wwts_ops.schemas import PUBLISHED
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
+from wwts_ops.taxonomy_changes import followers
 
 log = structlog.get_logger(__name__)
 
@@ -195,9 +198,10 @@ def forgettable(settings: Settings, before: str) -> int:
 
 
 def forget(settings: Settings, before: str) -> int:
-    """Deletes what is done of nights before a date (ISO), and how many; answers and opinions stay.
+    """Deletes what is done of nights before a date (ISO), but for what was answered since, and how many.
 
-    An answer that is taken back later opens nothing any more: keep items for as long as mornings are taken back.
+    Answers and opinions stay. An answer that is taken back later opens nothing any more: keep items for as long as
+    mornings are taken back.
 
     Raises:
         UnavailableError: when the database does not answer.
@@ -207,18 +211,22 @@ def forget(settings: Settings, before: str) -> int:
         with database.transaction(settings) as connection:
             _locked(connection, chunk)
             these = review_items.c.content_sha256.in_(chunk)
-            count += connection.execute(sa.delete(review_items).where(these, *_old(before))).rowcount
+            count += connection.execute(sa.delete(review_items).where(these, *_old(settings, before))).rowcount
     return count
 
 
 def _forgettable(settings: Settings, before: str) -> list[str]:
     with database.looking(settings) as connection:
-        asked = sa.select(review_items.c.content_sha256).where(*_old(before))
+        asked = sa.select(review_items.c.content_sha256).where(*_old(settings, before))
         return sorted(connection.execute(asked).scalars())
 
 
-def _old(before: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return review_items.c.state == DONE, review_items.c.date < before
+def _old(settings: Settings, before: str) -> tuple[sa.ColumnElement[bool], ...]:
+    since = datetime.fromisoformat(before).replace(tzinfo=ZoneInfo(settings.timezone))
+    said = sa.exists().where(
+        corrections.c.content_sha256 == review_items.c.content_sha256, corrections.c.answered_at >= since
+    )
+    return review_items.c.state == DONE, review_items.c.date < before, ~said
 
 
 def _turned() -> dict[str, Any]:
@@ -250,7 +258,16 @@ def _load(settings: Settings, table: pa.Table, date: str, loaded: str | None = N
             changed += _load_rows(appender.connection, settings, rows, date)
         if loaded is not None:
             _mark(appender.connection, loaded)
+            _settle_names(appender.connection, settings)
     return changed
+
+
+def _settle_names(connection: sa.Connection, settings: Settings) -> None:
+    """A night names what it asks for as the taxonomy did when it began; since then somebody may have changed it."""
+    followers.hold(connection)
+    known = taxonomy.current(Store.of(settings))
+    if known is not None:
+        followers.settle(connection, known)
 
 
 def _mark(connection: sa.Connection, run: str) -> None:
@@ -296,7 +313,9 @@ def _columns(settings: Settings, row: Row, date: str) -> dict[str, Any]:
     content = row["content_sha256"]
     needed = settings.forced_answers if row["decision"] == "forced_review" else 1
     digest = hashlib.sha256(f"second:{content}".encode()).digest()
-    blind = needed == 1 and int.from_bytes(digest[:8]) < settings.second_looks * 2**64
+    # Whoever is alone on the list would leave it waiting for nobody.
+    alone = len({*settings.reviewers, *settings.review_admins}) == 1
+    blind = needed == 1 and not alone and int.from_bytes(digest[:8]) < settings.second_looks * 2**64
     kept = {name: cell for name, cell in row.items() if name in review_items.c}
     lists = {"tags": row["tags"] or [], "siblings": row["siblings"] or []}
     return {**kept, **lists, "date": date, "needed": needed, "blind": blind}

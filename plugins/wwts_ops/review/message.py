@@ -27,7 +27,7 @@ def text(figures: Figures, settings: Settings, running: int = 0) -> str:
         settings: deadline, time zone and address.
         running: nights that Airflow has in its queue or runs right now.
     """
-    lines = [waiting(figures), *late(figures.night, settings, running), *_quality(figures)]
+    lines = [waiting(figures), *_stuck(figures), *late(figures.night, settings, running), *_quality(figures)]
     if settings.public_url:
         lines.append(f"去审核：{settings.public_url.rstrip('/')}{PAGE}")
     return "\n".join(lines)
@@ -56,6 +56,12 @@ def _called(day: str, today: str) -> str:
     return "昨天" if (here - there).days == 1 else f" {there.month}月{there.day}日"
 
 
+def _stuck(figures: Figures) -> list[str]:
+    if not figures.stuck:
+        return []
+    return [f"另有 {figures.stuck:,} 张要换一个人再看，但能审核的人都已经看过；请管理员增加审核人员。"]
+
+
 def late(night: Night, settings: Settings, running: int) -> list[str]:
     """What people should know of a night that is not done; nothing when all is well."""
     if night.state == "unfinished":
@@ -67,7 +73,7 @@ def late(night: Night, settings: Settings, running: int) -> list[str]:
         return [f"注意：昨夜的打标{_deadline(settings)}没有完成：{what}，{where}。"]
     if night.state == "absent":
         where = "刚刚开始，还没有结果" if running else "没有运行，或者一开始就失败了；请管理员在 Airflow 里查看"
-        return [f"注意：昨夜的打标（{night.date}）{where}。待审的是以前留下的图片。"]
+        return [f"注意：{night.date} 的打标{where}。待审的是以前留下的图片。"]
     return []
 
 

@@ -22,7 +22,7 @@ from wwts_ops.taxonomy_changes import Add
 
 #: What may become of a proposal, and the state it then is in.
 _STATES = {"accept": "accepted", "merge": "merged", "refuse": "refused"}
-_NAMED = {"accepted": "采纳", "merged": "并入已有标签", "refused": "拒绝"}
+_NAMED = {"accepted": "采纳", "merged": "并入已有标签", "refused": "不采纳"}
 #: Where these answers are said to come from: they are nobody's work on the page.
 SOURCE = "proposal"
 
@@ -129,9 +129,9 @@ def _open_one(connection: sa.Connection, proposal_id: str) -> dict[str, Any]:
     asked = sa.select(label_proposals).where(label_proposals.c.proposal_id == proposal_id)
     row = connection.execute(asked).mappings().one_or_none()
     if row is None:
-        raise WwtsError("没有这条新标签建议；请刷新页面。")
+        raise WwtsError("没有这条新标签提议；请刷新页面。")
     if row["state"] != "open":
-        raise WwtsError(f"这条新标签建议已由 {row['decided_by']} 处理（{_NAMED[row['state']]}）。")
+        raise WwtsError(f"这条新标签提议已由 {row['decided_by']} 处理（{_NAMED[row['state']]}）。")
     return dict(row)
 
 

@@ -13,12 +13,17 @@ from wwts_ops.corrections.answers import appending, retracted
 from wwts_ops.database import corrections, review_items, review_marks, review_opinions
 from wwts_ops.errors import WwtsError
 from wwts_ops.review.actions import MOST_ACTIONS, MOST_ALSO, Result
-from wwts_ops.review.cases import OVERRULED, TAKEN_BACK, Case, Desk, Opinion, Said
+from wwts_ops.review.cases import Case, Desk, Opinion, Said
+from wwts_ops.review.outcomes import ADDED, TAKEN_BACK, UNCHANGED, refusal
 from wwts_ops.settings import Settings
 
 _AGAIN = re.compile(r":again\d+$")
 #: How the answers begin that came of an accepted proposal (``review.proposals``); then the id of what proposed it.
 _PROPOSED = "proposal:"
+_MADE = {
+    ADDED: "它的图片已经收为坏例，会随下一次发布自动撤下。",
+    UNCHANGED: "它的图片原来就是坏例，仍会保留。",
+}
 
 
 def undo(settings: Settings, person: str, answer_ids: Sequence[str]) -> list[Result]:
@@ -82,8 +87,9 @@ def history(settings: Settings, person: str | None, count: int) -> list[dict[str
     Returns:
         Up to ``count`` of: ``number`` (None while it waits for somebody else), ``answer_id``, ``answered_at``,
         ``kind``, ``labels``, ``content``, ``image_id``, ``comment``, ``reason``, ``by``, ``held`` (it waits for
-        somebody else), ``second`` (somebody is to look without knowing it), ``retracted``. Answers that one look gave
-        to other contents are not listed beside it.
+        somebody else), ``second`` (somebody is to look without knowing it), ``retracted``, ``no_badcase`` (why its
+        picture did not become a bad case, Chinese, or None). Answers that one look gave to other contents are not
+        listed beside it.
 
     Raises:
         UnavailableError: when the database does not answer.
@@ -91,11 +97,13 @@ def history(settings: Settings, person: str | None, count: int) -> list[dict[str
     with database.looking(settings) as connection:
         answered = [_line(dict(row), row["number"]) for row in connection.execute(_answered(person, count)).mappings()]
         looked = [_look_line(dict(row)) for row in connection.execute(_looked(person, count)).mappings()]
+        refused = _refusals(connection, [line["answer_id"] for line in (*answered, *looked)])
     standing = {line["answer_id"] for line in looked if not line["retracted"]}
     # What two had agreed on and one took back: the other's look waits again, and is not gone.
     known = {line["answer_id"] for line in answered if not (line["retracted"] and line["answer_id"] in standing)}
     lines = [line for line in answered if line["answer_id"] in known]
     lines += [line for line in looked if line["answer_id"] not in known]
+    lines = [{**line, "no_badcase": refused.get(line["answer_id"])} for line in lines]
     return sorted(lines, key=lambda line: (line["answered_at"], line["number"] or 0), reverse=True)[:count]
 
 
@@ -157,10 +165,9 @@ def _undone(desk: Desk, row: Mapping[str, Any], parts: Mapping[str, str]) -> Res
 
 
 def _made(desk: Desk, answer_id: str) -> str:
-    """What cannot be taken back here."""
+    """What becomes of its bad case, if there is one already."""
     asked = sa.select(review_marks.c.outcome).where(review_marks.c.answer_id == answer_id)
-    found = desk.appender.connection.execute(asked.where(review_marks.c.done_at.is_not(None))).scalar()
-    return "" if found in (None, TAKEN_BACK, OVERRULED) else "它的图片已经进了坏例集，需要的话请在坏例里停用。"
+    return _MADE.get(desk.appender.connection.execute(asked).scalar() or "", "")
 
 
 def _recorded(case: Case, answer_id: str) -> list[Said]:
@@ -247,6 +254,16 @@ def _looked(person: str | None, count: int) -> sa.Select[Any]:
     if person is not None:
         asked = asked.where(review_opinions.c.person == person)
     return asked.order_by(review_opinions.c.said_at.desc()).limit(count)
+
+
+def _refusals(connection: sa.Connection, answer_ids: Sequence[str]) -> dict[str, str | None]:
+    """Why pictures of those answers did not become bad cases, of marks that are decided on."""
+    found: dict[str, str | None] = {}
+    for chunk in database.chunks(sorted(set(answer_ids))):
+        asked = sa.select(review_marks.c.answer_id, review_marks.c.outcome)
+        rows = connection.execute(asked.where(review_marks.c.answer_id.in_(chunk)))
+        found |= {answer_id: refusal(outcome) for answer_id, outcome in rows}
+    return found
 
 
 def _second(said: sa.Table) -> sa.Label[bool]:

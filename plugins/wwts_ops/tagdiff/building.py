@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import structlog
 
 from wwts_ops import corrections, embeddings, moves, published, registry, taxonomy, tracking
@@ -20,12 +21,13 @@ from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tagdiff import compare, learned, page
 from wwts_ops.tagdiff.facts import TagDiff, Versions
+from wwts_ops.taxonomy import Taxonomy
 from wwts_ops.tracking import ModelVersion
 
 log = structlog.get_logger(__name__)
 
 #: Raised whenever the same inputs would give other files.
-_FORMAT = 1
+_FORMAT = 2
 #: Folder of the artifacts in the version's MLflow run, and the version's tag.
 ARTIFACTS, TAG = "tag_diff", "tagdiff.summary"
 _CHANGES, _PAGE, _SUMMARY = "changes.parquet", "index.html", "summary.json"
@@ -143,6 +145,18 @@ def _challenger(settings: Settings) -> str:
     return found
 
 
+def meant(answers: pa.Table, names: Taxonomy) -> pa.Table:
+    """``answers`` with the labels that are given today where people named one that was merged since.
+
+    Args:
+        answers: schema ``ANSWERS``.
+        names: in force.
+    """
+    place = answers.schema.get_field_index("labels")
+    given = [list(dict.fromkeys(map(names.given, labels or ()))) for labels in answers["labels"].to_pylist()]
+    return answers.set_column(place, answers.schema.field(place), pa.array(given, answers.schema.field(place).type))
+
+
 def _found(store: Store, folder: str) -> TagDiff | None:
     try:
         return TagDiff.of(store.read_json(f"{folder}/{_SUMMARY}"))
@@ -154,14 +168,15 @@ def _found(store: Store, folder: str) -> TagDiff | None:
 
 def _computed(store: Store, settings: Settings, scene: _Scene) -> TagDiff:
     versions = scene.versions
+    names = taxonomy.read(store, versions.taxonomy)
     inputs = compare.Inputs(
         old=registry.fetch(settings, scene.old),
         new=registry.fetch(settings, scene.new),
-        taxonomy=taxonomy.read(store, versions.taxonomy),
+        taxonomy=names,
         old_parts=scene.old_parts,
         new_parts=scene.new_parts,
         published=scene.published,
-        answers=corrections.in_force(corrections.frozen(settings, versions.answers)),
+        answers=meant(corrections.in_force(corrections.frozen(settings, versions.answers)), names),
         learned=learned.contents(store, scene.training),
     )
     with compare.compared(store, inputs) as comparison:

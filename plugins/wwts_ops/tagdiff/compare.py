@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wwts_ops import embeddings, warehouse
+from wwts_ops import embeddings, shares, warehouse
 from wwts_ops.corrections import LABELLED
 from wwts_ops.decisions import AUTO, FORCED_REVIEW, Decider
 from wwts_ops.records import RETAGGED
@@ -34,7 +34,6 @@ RISKIEST, PAIRS = 200, 20
 #: The order of risk: what goes live with nobody looking first, then by the images touched, then by how sure the old
 #: model was. The content only makes it the same each time.
 RISK = "unseen DESC, images DESC, old_confidence DESC NULLS LAST, content_sha256"
-_CONFIDENCE_LEVEL = 0.95
 
 _SAID = ("label_id", "label_zh", "confidence", "category_path", "decision", "decision_reason")
 _SCORED = pa.schema(
@@ -72,7 +71,7 @@ class Inputs:
         old_parts: keys of the embeddings of the champion's backbone, by name.
         new_parts: of the challenger's.
         published: keys of the parts by which images are counted; None: nothing was published yet.
-        answers: in force, schema ``ANSWERS``.
+        answers: in force, with labels as they are given by ``taxonomy``; schema ``ANSWERS``.
         learned: contents that the challenger has learned from; None when nobody noted them.
     """
 
@@ -297,9 +296,4 @@ def _change(content: str, image_id: str | None, images: int, unseen: bool, *said
 
 def wilson(right: int, n: int) -> tuple[float, float] | None:
     """The 95 % interval of a share by Wilson's score; None for none."""
-    from scipy.stats import binomtest
-
-    if not n:
-        return None
-    found = binomtest(right, n).proportion_ci(_CONFIDENCE_LEVEL, method="wilson")
-    return float(found.low), float(found.high)
+    return shares.wilson(right / n, n) if n else None

@@ -7,6 +7,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -235,8 +236,9 @@ def new_id(names: Taxonomy, label_zh: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A name as it is kept."""
-    return unicodedata.normalize("NFC", text).strip()
+    """A name as it is kept: without what nobody sees, such as a zero-width space; emoji may be joined by one."""
+    pairs = pairwise(f"{unicodedata.normalize('NFC', text)} ")
+    return "".join(one for one, after in pairs if not _is_hidden(one) or _joins(one, after)).strip()
 
 
 def path_of(text: str) -> str:
@@ -248,6 +250,14 @@ def path_of(text: str) -> str:
 def joined(text: str, name: str) -> str:
     """Synonyms as they are kept: each once, without ``name`` itself."""
     return "|".join(word for word in sheets.parts(plain(text)) if word != name)
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) == "Cf"
+
+
+def _joins(character: str, following: str) -> bool:
+    return character == "\u200d" and unicodedata.category(following) == "So"
 
 
 def _is_below(text: str, category: str) -> bool:

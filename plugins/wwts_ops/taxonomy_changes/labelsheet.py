@@ -31,6 +31,7 @@ _ALIASES = {
     "英文名": "label_en",
     "同义词": "synonyms_zh",
     "类目": "category_path",
+    "强制审核": "forced_review",
     "必看": "forced_review",
     "启用": "enabled",
     "映射到": "maps_to",

@@ -10,6 +10,7 @@ from wwts_ops import database, events, taxonomy
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Pointer, Store
 from wwts_ops.taxonomy import POINTER, ChangedError, Taxonomy
+from wwts_ops.taxonomy_changes import followers
 from wwts_ops.taxonomy_changes.checks import check
 from wwts_ops.taxonomy_changes.difference import Difference, counts, diff
 from wwts_ops.taxonomy_changes.edits import Change, Edit, edited
@@ -55,6 +56,8 @@ def apply(store: Store, settings: Settings, author: str, expected: str | None, c
 def write(store: Store, settings: Settings, author: str, expected: str | None, edit: Edit) -> Applied:
     """Puts what ``edit`` makes of the version in force in force as a new version, and writes down who did so.
 
+    What waits for a look, and what people look after, goes where its labels go.
+
     Args:
         store: holds the versions.
         settings: name the database that the event goes to.
@@ -73,6 +76,7 @@ def write(store: Store, settings: Settings, author: str, expected: str | None, e
     database.upgrade(settings)
     # The database is asked first, since a version that is in force cannot be taken back.
     with database.transaction(settings) as connection:
+        followers.follow(connection, planned.before, planned.after)
         try:
             after = taxonomy.put(store, planned.after, author, pointer, json.dumps(note))
         except ChangedError:

@@ -27,10 +27,15 @@ log = structlog.get_logger(__name__)
 
 _STATIC = Path(__file__).with_name("static")
 _SIGN_IN = Path(__file__).with_name("sign_in.html")
-#: Inside that page: strangers are given no files.
+_THEME = _STATIC / "js" / "theme.js"
+#: Inside that page, as the script is that knows Airflow's theme: strangers are given no files.
 _STYLE = (
-    "body{font:16px/1.6 system-ui,sans-serif;margin:0}main{max-width:30rem;margin:15vh auto;padding:0 1.5rem}"
-    "h1{font-size:1.4rem}a{font-weight:600}.soft{opacity:.75;font-size:.9rem}"
+    "body{font:16px/1.6 system-ui,sans-serif;margin:0;background:#fbfaf7;color:#1b1d21}"
+    "main{max-width:30rem;margin:15vh auto;padding:0 1.5rem}h1{font-size:1.5rem}.soft{opacity:.75;font-size:.9rem}"
+    "a{display:inline-block;padding:.4rem 1.2rem;border-radius:7px;font-weight:600;text-decoration:none;"
+    "background:#1f7a72;color:#fff}"
+    "[data-theme=dark]{color-scheme:dark}[data-theme=dark] body{background:#14161a;color:#eceae4}"
+    "[data-theme=dark] a{background:#43ada2;color:#0d1c1a}"
 )
 #: Seconds for which what the night wrote is taken as read.
 _LOOK_S = 60.0
@@ -153,6 +158,11 @@ def _stranger(request: Request) -> Response:
         return _error(401, "anonymous", "登录已过期或尚未登录，请先登录 Airflow。")
     root = str(request.scope.get("root_path", "")).removesuffix(security.PREFIX)
     href = escape(f"{root}/api/v2/auth/login?next={root}{security.PREFIX}/")
-    text = _SIGN_IN.read_text(encoding="utf-8").replace("{{ href }}", href).replace("{{ style }}", _STYLE)
-    policy = security.POLICY.replace("style-src 'self'", f"style-src '{webpage.csp_hash(_STYLE)}'")
+    inside = {"href": href, "style": _STYLE, "theme": _THEME.read_text(encoding="utf-8")}
+    text = _SIGN_IN.read_text(encoding="utf-8")
+    for name, value in inside.items():
+        text = text.replace(f"{{{{ {name} }}}}", value)
+    policy = security.POLICY
+    for kind, name in (("style", "style"), ("script", "theme")):
+        policy = policy.replace(f"{kind}-src 'self'", f"{kind}-src '{webpage.csp_hash(inside[name])}'")
     return HTMLResponse(text, 401, headers={"Content-Security-Policy": policy})

@@ -24,7 +24,12 @@ AnswerId = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_:-]{8,120}$")]
 Short = Annotated[str, StringConstraints(max_length=200)]
 Long = Annotated[str, StringConstraints(max_length=2000)]
 Values = Annotated[tuple[Short, ...], Field(max_length=MOST)]
+#: As long as the taxonomy lets one be.
+CategoryPath = Annotated[str, StringConstraints(max_length=500)]
+CategoryPaths = Annotated[tuple[CategoryPath, ...], Field(max_length=MOST)]
 Contents = Annotated[tuple[Content, ...], Field(max_length=MOST)]
+#: What a page has already, and all that was skipped on it.
+Held = Annotated[tuple[Content, ...], Field(max_length=1000)]
 
 T = TypeVar("T", bound="Body")
 
@@ -39,7 +44,7 @@ class FiltersBody(Body):
     """As ``review.items.Filters``."""
 
     dates: Values = ()
-    categories: Values = ()
+    categories: CategoryPaths = ()
     labels: Values = ()
     decisions: Values = ()
     reasons: Values = ()
@@ -53,7 +58,7 @@ class FiltersBody(Body):
 class CategoriesBody(Body):
     """Category paths that somebody looks after."""
 
-    categories: Values
+    categories: CategoryPaths
 
 
 class TakeBody(Body):
@@ -61,7 +66,7 @@ class TakeBody(Body):
 
     filters: FiltersBody = FiltersBody()
     count: int = Field(ge=1, le=100)
-    held: Annotated[tuple[Content, ...], Field(max_length=1000)] = ()
+    held: Held = ()
 
 
 class GridBody(Body):
@@ -70,6 +75,7 @@ class GridBody(Body):
     label_id: Short
     filters: FiltersBody = FiltersBody()
     count: int = Field(50, ge=1, le=50)
+    held: Held = ()
 
 
 class ContentsBody(Body):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from functools import lru_cache
 from typing import Annotated, Any
@@ -13,7 +14,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.responses import Response
 
-from wwts_ops import events
+from wwts_ops import events, taxonomy_changes
+from wwts_ops.events import Event
 from wwts_ops.review import bulk, figures, labels, proposals
 from wwts_ops.review.bulk import Seen, Selection
 from wwts_ops.settings import Settings
@@ -39,16 +41,38 @@ def morning(request: Request, visitor: Viewer) -> Response:
     settings = settings_of(request)
     store = Store.of(settings)
     told = dataclasses.asdict(figures.today(settings, store, settings.now()))
-    told["reports"] = _listed(store, "reports", "date=")
-    told["tagdiffs"] = _listed(store, "tagdiffs", "")
+    told["reports"] = _reports(store)
+    told["tagdiffs"] = _tag_diffs(settings, store)
     return _json(told)
 
 
-def _listed(store: Store, folder: str, prefix: str) -> list[str]:
-    """Folders below ``folder`` that hold a page, the last first."""
-    parts = [key.split("/") for key in store.list(f"{folder}/", "/index.html")]
-    found = [part[1].removeprefix(prefix) for part in parts if len(part) == 3 and part[1].startswith(prefix)]
+def _reports(store: Store) -> list[str]:
+    """Dates that have a page, the last first."""
+    parts = [key.split("/") for key in store.list("reports/", "/index.html")]
+    found = [part[1].removeprefix("date=") for part in parts if len(part) == 3 and part[1].startswith("date=")]
     return sorted(found, reverse=True)[:_LISTED]
+
+
+def _tag_diffs(settings: Settings, store: Store) -> list[dict[str, Any]]:
+    """Tag diffs that have a page, the last written first: which version was compared with which, and when."""
+    files = [file for key, file in store.files("tagdiffs").items() if key.endswith("/index.html")]
+    files = sorted(files, key=lambda file: file.modified, reverse=True)[:_LISTED]
+    names = [file.key.split("/")[1] for file in files]
+    return [{"name": name, **_compared(settings, name)} for name in names]
+
+
+def _compared(settings: Settings, name: str) -> dict[str, Any]:
+    try:
+        return _compared_once(settings.store, settings.s3_endpoint, name)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none yet, or damaged: its name has to do
+        return {}
+
+
+@lru_cache(maxsize=4 * _LISTED)
+def _compared_once(root: str, s3_endpoint: str, name: str) -> dict[str, Any]:
+    """Of a summary, which never changes."""
+    found = Store(root, s3_endpoint).read_json(f"tagdiffs/{name}/summary.json")
+    return {"before": found["versions"]["old"], "after": found["versions"]["new"], "made_at": found["made_at"]}
 
 
 @router.get("/reports/{day}/")
@@ -104,7 +128,19 @@ def _labels(root: str, s3_endpoint: str, version: str) -> bytes:
 def changes(request: Request, visitor: Viewer, count: Count = 50) -> Response:
     """What was changed other than by single answers, newest first."""
     del visitor
-    return _json({"events": [dataclasses.asdict(event) for event in events.recent(settings_of(request), count)]})
+    settings = settings_of(request)
+    found = events.recent(settings, count)
+    found = sorted([*found, *_unwritten(settings, found)], key=lambda event: event.happened_at, reverse=True)
+    return _json({"events": [dataclasses.asdict(event) for event in found[:count]]})
+
+
+def _unwritten(settings: Settings, found: Sequence[Event]) -> Iterator[Event]:
+    """Versions of the taxonomy that came of an import or a command, of which there is no event."""
+    known = {event.subject for event in found if event.action == events.CHANGED_TAXONOMY}
+    for version in taxonomy_changes.history(Store.of(settings), _LISTED):
+        if version.previous and version.version not in known:
+            detail = {"previous": version.previous, "counts": dict(version.counts)}
+            yield Event(0, version.made_at, version.author, events.CHANGED_TAXONOMY, version.version, detail)
 
 
 @router.post("/api/bulk/preview")
@@ -124,7 +160,7 @@ def take_back(
 ) -> dict[str, Any]:
     """Takes back what was previewed, and nothing that was said since."""
     if body.upto is None or body.at is None or body.count is None:
-        raise RefusedError(400, "no_preview", "请先预览，再撤销。")
+        raise RefusedError(400, "no_preview", "请先预览，再撤回。")
     seen = Seen(body.count, body.upto, _time(body.at))
     try:
         return {"count": bulk.take_back(settings_of(request), visitor.name, _selection(body), seen)}

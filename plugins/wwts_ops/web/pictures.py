@@ -7,9 +7,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from wwts_ops import published, warehouse, webpage
@@ -19,16 +18,15 @@ from wwts_ops.review import items
 from wwts_ops.schemas import PUBLISHED
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
+from wwts_ops.web.bodies import Content
 from wwts_ops.web.security import SANDBOX, RefusedError, Viewer
 
 router = APIRouter()
 
-Content = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$")]
-
 #: What a content is never changes; who may see it does, so no shared cache keeps it.
 _FOREVER = "private, max-age=31536000, immutable"
-#: Originals that are in memory at once (each up to ``WWTS_MAX_IMAGE_BYTES``), and seconds to wait for one's turn:
-#: who waits holds a thread of those that Airflow's own pages need too.
+#: Originals that are looked for or in memory at once (each up to ``WWTS_MAX_IMAGE_BYTES``), and seconds to wait for
+#: one's turn: who waits holds a thread of those that Airflow's own pages need too.
 _AT_ONCE, _PATIENCE_S = 4, 2.0
 _turn = threading.BoundedSemaphore(_AT_ONCE)
 #: Looked for at once: in a bucket each takes a round trip.
@@ -51,10 +49,10 @@ def thumbnail(request: Request, visitor: Viewer, content: Content) -> Response:
 def original(request: Request, visitor: Viewer, content: Content) -> Response:
     """The bytes that were tagged, of what waits or waited for a look, and of its SKU's other images."""
     del visitor
-    uri = _address(request.app.state.settings, content)
-    if uri is None:
-        raise RefusedError(404, "no_item", "这张图片不在审核队列中。")
     with _in_turn():
+        uri = _address(request.app.state.settings, content)
+        if uri is None:
+            raise RefusedError(404, "no_item", "这张图片不在审核队列中。")
         data = _read(request.app.state.fetcher, uri)
         if hashlib.sha256(data).hexdigest() != content:
             raise RefusedError(409, "changed", "原图已被替换，与打标时不是同一张。")

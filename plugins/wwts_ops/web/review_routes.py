@@ -20,6 +20,7 @@ from wwts_ops.web.bodies import (
     ActionBody,
     AnswersBody,
     CategoriesBody,
+    CategoryPath,
     Content,
     ContentsBody,
     GridBody,
@@ -42,11 +43,12 @@ _REASONS = {code: REASONS[code] for code in dict.fromkeys([*_BY_EYE, *REASONS])}
 _COUNTED = (items.OPEN, items.LATER)
 
 Asked = Annotated[tuple[Short, ...], Query(max_length=MOST)]
+AskedPaths = Annotated[tuple[CategoryPath, ...], Query(max_length=MOST)]
 
 
 def _filters(
     dates: Asked = (),
-    categories: Asked = (),
+    categories: AskedPaths = (),
     labels: Asked = (),
     decisions: Asked = (),
     reasons: Asked = (),
@@ -95,7 +97,8 @@ def _known(settings: Settings) -> Taxonomy | None:
 
 def _categories(known: Taxonomy) -> list[str]:
     """All paths of one or two levels, each after the one that it is below."""
-    levels = [label.category_path.split(" > ") for label in known.labels if label.category_path]
+    given = (label for label in known.labels if label.category_path and not label.maps_to)
+    levels = [label.category_path.split(" > ") for label in given]
     return sorted({" > ".join(path[:depth]) for path in levels for depth in (1, 2)})
 
 
@@ -113,7 +116,7 @@ def _allowed(visitor: Visitor, wanted: Filters, told: tuple[str, ...] = (items.L
 def summary(request: Request, visitor: Viewer, wanted: Annotated[Filters, Depends(_filters)]) -> dict[str, Any]:
     """What is left, what can be filtered by, and how far everybody has come today."""
     settings, wanted = settings_of(request), _allowed(visitor, wanted, _COUNTED)
-    facets = items.facets(settings, wanted)
+    facets = items.facets(settings, visitor.name, wanted)
     return {
         "left": items.left(settings, visitor.name, wanted),
         "facets": {name: [_facet(name, list(found)) for found in values] for name, values in facets.items()},
@@ -142,7 +145,7 @@ def take(request: Request, visitor: Reviewer, body: Annotated[TakeBody, Depends(
 def grid(request: Request, visitor: Reviewer, body: Annotated[GridBody, Depends(reading(GridBody))]) -> dict[str, Any]:
     """Items of one predicted label, leased to who asks."""
     settings = settings_of(request)
-    found = items.take_label(settings, visitor.name, body.label_id, body.filters.filters(), body.count)
+    found = items.take_label(settings, visitor.name, body.label_id, body.filters.filters(), body.count, body.held)
     return {"items": shown.items(settings, found)}
 
 
@@ -178,8 +181,10 @@ def peek_grid(
 def renew(
     request: Request, visitor: Reviewer, body: Annotated[ContentsBody, Depends(reading(ContentsBody))]
 ) -> dict[str, Any]:
-    """Keeps leases; those that are still the asker's."""
-    return {"contents": items.renew(settings_of(request), visitor.name, body.contents)}
+    """Keeps leases; those that are still the asker's, as they are now: a night or a retag may have changed them."""
+    settings = settings_of(request)
+    kept = items.renew(settings, visitor.name, body.contents)
+    return {"contents": kept, "items": shown.items(settings, items.of_contents(settings, kept))}
 
 
 @router.post("/release")

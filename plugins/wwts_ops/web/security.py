@@ -88,7 +88,7 @@ Viewer = Annotated[Visitor, Depends(_visitor)]
 
 def _reviewer(visitor: Viewer) -> Visitor:
     if visitor.role < Role.REVIEWER:
-        raise RefusedError(403, "not_reviewer", "您只有查看权限；如需标注，请管理员把您的用户名加入 WWTS_REVIEWERS。")
+        raise RefusedError(403, "not_reviewer", "您只有查看权限；如需作答，请管理员把您的用户名加入 WWTS_REVIEWERS。")
     return visitor
 
 

@@ -40,7 +40,7 @@ function Thumb({ one, chosen, onToggle, may }) {
 export function Strip({ look, may }) {
   const { item, queue, draft } = look;
   const detail = queue.detail(item);
-  if (!detail) return html`<div class="strip" aria-busy="true"><div key="waiting" class="group"><h2>正在找同款…</h2><div class="thumbs">${[1, 2, 3].map((one) => html`<span key=${one} class="thumb shimmer"></span>`)}</div></div></div>`;
+  if (!detail) return html`<div class="strip" aria-busy="true"><div key="waiting" class="group"><h2>正在找同款……</h2><div class="thumbs">${[1, 2, 3].map((one) => html`<span key=${one} class="thumb shimmer"></span>`)}</div></div></div>`;
   const shown = groups(detail, item);
   if (!shown.length) return html`<div class="strip"><p class="soft">${detail.error ? "同款图片暂时读不到，可以先回答这一张。" : "没有同款或相似的图片。"}</p></div>`;
   const toggle = toggler(look);
@@ -75,7 +75,7 @@ export function Alike({ look }) {
   const choose = () => may && set({ also: new Set(draft.also.size === all.length ? [] : all) });
   return html`<${Dialog} title="同款和相似图片" onClose=${shut} wide testid="alike-sheet"
     keys=${{ a: choose, Enter: shut, ArrowRight: () => step(1), ArrowLeft: () => step(-1) }}>
-    <p class="soft">${!detail ? "正在读取…" : shown.length ? may ? "点选和这张同样的图片；随后选的标签会一起用在它们上面，没点的不受影响。" : "和这张同款或相似的图片。" : "没有同款或相似的图片。"}</p>
+    <p class="soft">${!detail ? "正在读取……" : shown.length ? may ? "点选和这张同样的图片；随后选的标签会一起用在它们上面，没点的不受影响。" : "和这张同款或相似的图片。" : "没有同款或相似的图片。"}</p>
     <div class="sheet">
       <figure><img src=${pictureUrl(item.content)} alt="正在审核的图片" /><figcaption>正在审核的图片${item.label_zh && html`<small>模型认为：${item.label_zh}</small>`}</figcaption></figure>
       <div class="groups">${shown.map((group) => html`<section key=${group.testid}><h3>${group.title} <b>${group.pictures.length}</b></h3>

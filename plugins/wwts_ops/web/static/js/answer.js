@@ -3,7 +3,7 @@
 /** More products than this behind one picture: probably a placeholder, so the page asks first (the server does too). */
 export const SHARED_SKUS = 20;
 
-/** Steps of this visit, the newest last: {item, action}, action null for a skip. Outlives a change of page. */
+/** Steps of this visit, the newest last: {item, action, labelZh}, action null for a skip. Outlives a change of page. */
 export const past = [];
 
 /** What is chosen for an item besides its label. */
@@ -37,9 +37,27 @@ export function actionOf(item, draft, change, answerId) {
 /** What was answered, in a few words. */
 export function told(action, item, labelZh) {
   const more = action.also.length ? `，连同 ${action.also.length} 张` : "";
-  if (action.kind === "confirm") return `已确认“${item.label_zh}”${more}`;
-  if (action.kind === "correct") return `已改为“${labelZh}”${more}`;
-  if (action.kind === "reject_image") return `已标为图片有问题${more}`;
-  if (action.proposal) return `已提议新标签“${action.proposal.label_zh}”${more}`;
+  if (action.kind === "confirm") return `已确认${said(action, item, labelZh)}${more}`;
+  if (action.kind === "correct") return `已改为${said(action, item, labelZh)}${more}`;
+  if (action.kind === "reject_image") return `已标为${said(action, item, labelZh)}${more}`;
+  if (action.proposal) return `已提议${said(action, item, labelZh)}${more}`;
   return `${action.later ? "已记为都不对，稍后再标" : "已记为都不对"}${more}`;
+}
+
+function said(action, item, labelZh) {
+  if (action.kind === "reject_image") return "图片有问题";
+  if (action.proposal) return `新标签“${action.proposal.label_zh}”`;
+  if (action.kind === "wrong_unknown") return "都不对";
+  return `“${action.kind === "confirm" ? item.label_zh : labelZh}”`;
+}
+
+/**
+ * The same once the server has spoken: {text, notice}. notice: what it says besides that all was saved, or "". Where
+ * one look is enough, a `held` one was a blind second look: nothing may tell whoever gave it.
+ */
+export function outcome(result, { action, item, labelZh }) {
+  const blind = result.status === "held" && item.needed < 2;
+  const plain = result.status === "saved" && !action.also.length;
+  if (plain || blind) return { text: told({ ...action, also: [] }, item, labelZh), notice: "" };
+  return { text: `${said(action, item, labelZh)}，${result.message}`, notice: result.message };
 }

@@ -13,8 +13,8 @@ export function Empty({ app, queue }) {
       <p>${error.message}</p><p class="soft">${error.passing ? "正在自动重试，已作出的答案不会丢。" : "如果反复出现，请联系管理员。"}</p><//>`;
   }
   if (phase === "skipped") {
-    return html`<${Notice} title="只剩跳过的图片了" actions=${html`<button type="button" class="main" data-testid="again" onClick=${() => queue.again()}>再看一遍</button>`}>
-      <p>您跳过了 ${number(queue.skipped.length)} 张，其余的都审核完了。</p><//>`;
+    return html`<${Notice} title="只剩您放下的图片了" actions=${html`<button type="button" class="main" data-testid="again" onClick=${() => queue.again()}>再看一遍</button>`}>
+      <p>您跳过或留到稍后的有 ${number(queue.aside().length)} 张，其余的已审核完，或正有人在看。</p><//>`;
   }
   if (phase === "others") {
     return html`<${Notice} title="剩下的正有人在看"><p>还有 ${number(app.counts.left ?? queue.left)} 张在同事手里；放回来的会自动出现在这里。</p><//>`;

@@ -15,10 +15,10 @@ const DIMENSIONS = [
   {
     key: "decisions",
     facet: "decision",
-    title: "为什么给人看",
+    title: "审核类型",
     name: (entry) => DECISIONS[entry.value] ?? entry.value,
   },
-  { key: "reasons", facet: "reason", title: "原因", name: (entry) => entry.name || entry.value },
+  { key: "reasons", facet: "reason", title: "判定依据", name: (entry) => entry.name || entry.value },
 ];
 
 const toggled = (values, value) =>
@@ -46,11 +46,12 @@ export function Popover({ label, title, active = false, wide = false, onClose, c
       box.current.querySelector(".pop-button").focus();
     }
   };
+  // The sheet takes the focus (tabindex): a press on its text would else move it to the page, and that closes the sheet.
   const leaves = (event) => open && event.relatedTarget && !box.current.contains(event.relatedTarget) && close();
   return html`<div class="pop" ref=${box} onKeyDown=${keys} onfocusout=${leaves}>
     <button type="button" class=${`pop-button${active ? " is-active" : ""}`} aria-expanded=${open} aria-haspopup="dialog" title=${title}
       onClick=${() => (open ? close() : setOpen(true))}>${label}<span class="pop-arrow" aria-hidden="true"></span></button>
-    ${open && html`<div class=${`pop-sheet${wide ? " is-wide" : ""}`} role="dialog" aria-label=${title || label}>${typeof children === "function" ? children(close) : children}</div>`}
+    ${open && html`<div class=${`pop-sheet${wide ? " is-wide" : ""}`} role="dialog" tabindex="-1" aria-label=${title || label}>${typeof children === "function" ? children(close) : children}</div>`}
   </div>`;
 }
 
@@ -172,7 +173,7 @@ export function Filters({ app, without = [] }) {
         )}
         ${chips.length > 1 && html`<li><button type="button" class="link" onClick=${() => setFilters(Object.fromEntries(Object.keys(filters).map((key) => [key, []])))}>全部清除</button></li>`}
       </ul>
-      <p class="filters-left" aria-live="polite">${error ? html`<span class="problem">数不出来：${error.message}</span>` : html`<b data-testid="filters-left">${data ? number(app.counts.left) : "…"}</b> 张在等`}</p>
+      <p class="filters-left" aria-live="polite">${error ? html`<span class="problem">待审数量取不到：${error.message}</span>` : html`<b data-testid="filters-left">${data ? number(app.counts.left) : "…"}</b> 张待审`}</p>
     </div>
   </section>`;
 }

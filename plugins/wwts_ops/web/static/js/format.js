@@ -1,15 +1,13 @@
-// How numbers, times, people's answers and addresses are written, on every page alike.
-
-export { pictureUrl as picture, url as address } from "./api.js";
+// How numbers, times and people's answers are written, on every page alike.
 
 export const KINDS = {
   confirm: "标签正确",
   correct: "改了标签",
-  wrong_unknown: "标错，未定",
-  reject_image: "图片作废",
-  retract: "撤回",
+  wrong_unknown: "都不对",
+  reject_image: "图片有问题",
+  retract: "撤销",
 };
-export const DECISIONS = { review: "待审核", forced_review: "强制审核", audit: "抽查" };
+export const DECISIONS = { review: "没把握", forced_review: "强制审核", audit: "抽查" };
 
 export { number, percent } from "./ui.js";
 
@@ -41,7 +39,7 @@ export function day(date, today) {
 }
 
 export const levels = (path) => (path ? path.split(" > ") : []);
-const zh = new Intl.Collator("zh-CN", { numeric: true });
+export const zh = new Intl.Collator("zh-CN", { numeric: true });
 
 /** Order of a tree as it is read: a category, what lies in it, the next one. */
 export function byPath(one, other) {
@@ -50,6 +48,12 @@ export function byPath(one, other) {
   if (at < 0) return these.length - those.length;
   return those[at] === undefined ? 1 : zh.compare(these[at], those[at]);
 }
+
+/** What a picture is called: its title, else the name of its file. */
+export const titleOf = ({ title, image_id }) => title || image_id.split(/[\\/]/).at(-1) || image_id;
+
+/** A path that exists, for the field that asks for one: the deepest of the first. */
+export const examplePath = (paths) => paths.find((path, place) => !paths[place + 1]?.startsWith(`${path} > `)) ?? "";
 
 export const leaf = (path) => levels(path).at(-1) || "";
 export const uuid = () =>

@@ -1,15 +1,11 @@
 // What a grid needs of the server: its pictures, the next ones ahead of time, leases, and what became of its answers.
 
 import { useEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
-import { send } from "./api.js";
-import { picture, uuid } from "./format.js";
+import { pictureUrl } from "./api.js";
+import { uuid } from "./format.js";
+import { Leases, NONE, contentsOf } from "./grid_lease.js";
 import * as outbox from "./outbox.js";
-import { onReturn, within } from "./presence.js";
-import { MOST_HELD } from "./queue.js";
 import { settled } from "./summary.js";
-
-export const COUNT = 50;
-export const NONE = [];
 
 const actionOf = (item, kind, more = {}) => ({
   answer_id: uuid(),
@@ -28,20 +24,6 @@ const actionOf = (item, kind, more = {}) => ({
   ...more,
 });
 
-/** The best pictures of the label, leased to us, other than those in `held` and those answered already. */
-export async function taken(label, filters, held = NONE) {
-  const narrowed = { ...filters, labels: [label.id], states: ["open"] };
-  const { items } = held.length
-    ? await send("api/take", { filters: narrowed, count: COUNT, held: held.slice(-MOST_HELD) })
-    : await send("api/grid", { label_id: label.id, filters: { ...filters, labels: [] }, count: COUNT });
-  const out = new Set([...held, ...outbox.contents()]);
-  const free = items.filter((item) => !out.has(item.content));
-  // Those that two people must see are not for the grid: back to the queue.
-  const others = free.filter((item) => item.needed > 1 || item.state !== "open").map((item) => item.content);
-  if (others.length) send("api/release", { contents: others }).catch(() => null);
-  return free.filter((item) => !others.includes(item.content));
-}
-
 /** Resolves when nothing waits to be sent any more, or sending fails just now. */
 export function sent() {
   return new Promise((resolve) => {
@@ -56,72 +38,35 @@ export function sent() {
   });
 }
 
-/** Pictures of the label that come after those on the board; empty while the board's own are not answered yet. */
-export function usePrefetch(label, filters, items) {
-  const next = useRef({ label: null, items: NONE });
+/** The leases of this page; `lost(contents)` as in `Leases`. */
+export function useLeases(me, lost) {
+  const told = useRef(lost);
+  told.current = lost;
+  const leases = useMemo(() => new Leases(me, (contents) => told.current(contents)), []);
+  useEffect(() => {
+    leases.open();
+    return () => leases.close();
+  }, []);
+  return leases;
+}
+
+/** Takes the pictures of the label that come after those on the board, and fetches them; anew for each board. */
+export function usePrefetch(leases, label, filters, { items, turn }) {
   useEffect(() => {
     if (!label || !items?.length) return undefined;
     let gone = false;
-    next.current = { label: null, items: NONE };
-    taken(
-      label,
-      filters,
-      items.map((item) => item.content),
-    )
-      .then((found) => {
-        if (gone) return;
-        next.current = { label: label.id, items: found };
-        for (const item of found) if (item.has_picture) new Image().src = picture(item.content);
-      })
-      .catch(() => null); // It is only a head start: the next grid is asked for anyway, and says what is wrong.
-    return () => (gone = true);
-  }, [label?.id, filters, items]);
-  return () => {
-    const found = next.current.label === label?.id ? next.current.items : NONE;
-    next.current = { label: null, items: NONE };
-    const out = new Set(outbox.contents());
-    return found.filter((item) => !out.has(item.content));
-  };
-}
-
-/**
- * Keeps what is on the board ours while somebody looks at it, and gives it back when it no longer is.
- * `lost(contents)`: what others took while nobody did.
- */
-export function useLease(items, me, lost) {
-  const held = useRef(new Set());
-  const told = useRef(lost);
-  told.current = lost;
-  useEffect(() => {
-    const contents = (items ?? NONE).map((item) => item.content);
-    held.current = new Set(contents);
-    if (!contents.length) return undefined;
-    let gone = false;
-    const lease = (me.lease_seconds ?? 300) * 1000;
-    const renew = () => send("api/renew", { contents });
-    const keep = () => within(lease) && renew().catch(() => null); // the next one will do, or the answer says so
-    const back = () =>
-      renew().then(
-        (mine) => {
-          const others = contents.filter((content) => !mine.contents.includes(content));
-          if (!gone && others.length) told.current(others);
-        },
-        () => null,
-      );
-    const timer = setInterval(keep, Math.max(20_000, lease / 3));
-    const stop = onReturn(lease, back);
+    const ready = (found) => {
+      if (gone) return leases.tidy();
+      for (const item of found) if (item.has_picture) new Image().src = pictureUrl(item.content);
+      return leases.prepare(found);
+    };
+    // It is only a head start: the next grid is asked for anyway, and says what is wrong.
+    leases.take(label, filters, contentsOf(items)).then(ready, () => leases.tidy());
     return () => {
       gone = true;
-      clearInterval(timer);
-      stop();
+      leases.prepare(NONE);
     };
-  }, [items]);
-  const release = (contents = [...held.current]) => {
-    const free = contents.filter((content) => !outbox.contents().includes(content));
-    if (free.length) send("api/release", { contents: free }).catch(() => null); // leases end by themselves
-  };
-  useEffect(() => () => release(), []);
-  return release;
+  }, [label?.id, filters, turn]);
 }
 
 /** What became of the answers given here: those that are shared by many products, and those not taken. */

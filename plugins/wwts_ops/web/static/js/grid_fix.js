@@ -1,7 +1,8 @@
 // After a grid is done: the right label for those that were wrong, and the pictures that many products share.
 
 import { html, useEffect, useMemo, useState } from "../vendor/htm-preact.js";
-import { number, picture } from "./format.js";
+import { pictureUrl } from "./api.js";
+import { number } from "./format.js";
 import { byId } from "./labels.js";
 import { LabelPicker } from "./picker.js";
 
@@ -13,7 +14,7 @@ function Chosen({ items, chosen, onToggle, named }) {
         item,
       ) => html`<li key=${item.content}><button type="button" class=${`fix-item${chosen.has(item.content) ? " is-chosen" : ""}`} aria-pressed=${chosen.has(item.content)}
       aria-label=${item.title || item.image_id} title=${item.title} onClick=${() => onToggle(item.content)}>
-      ${item.has_picture ? html`<img src=${picture(item.content)} alt="" />` : html`<span class="cell-none">没有图片</span>`}
+      ${item.has_picture ? html`<img src=${pictureUrl(item.content)} alt="" />` : html`<span class="cell-none">没有图片</span>`}
       <span class="fix-tick" aria-hidden="true">✓</span>${named?.(item)}</button></li>`,
     )}
   </ul>`;

@@ -1,17 +1,19 @@
 // The grid for those who may look and not answer: the same pictures, leased to nobody, nothing to mark.
 
 import { html, useEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
-import { get, query } from "./api.js";
+import { get, pictureUrl, query } from "./api.js";
 import { Filters } from "./filters.js";
-import { number, picture } from "./format.js";
-import { Closer, columnsOf, moved } from "./grid_board.js";
-import { COUNT, useLabels } from "./grid_data.js";
+import { number, titleOf } from "./format.js";
+import { Closer, columnsOf, moved, useFit } from "./grid_board.js";
+import { useLabels } from "./grid_data.js";
+import { COUNT } from "./grid_lease.js";
 import { Labels } from "./grid_views.js";
 import { useSummary } from "./summary.js";
 import { ReadOnly } from "./ui.js";
 
 function Cells({ items, at, onLook }) {
   const list = useRef(null);
+  useFit(list, items.length);
   const keys = (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const to = moved(event.key, at, items.length, columnsOf(list.current));
@@ -22,9 +24,9 @@ function Cells({ items, at, onLook }) {
   useEffect(() => list.current.firstElementChild?.firstElementChild.focus({ preventScroll: true }), [items]);
   return html`<ul class="board" ref=${list} onKeyDown=${keys} aria-label="缩略图">
     ${items.map((item, place) => html`<li key=${item.content}><button type="button" class="cell" data-testid="grid-item" data-content=${item.content} data-state="shown"
-      aria-label=${`第 ${place + 1} 张，${item.title || item.image_id}`} tabindex=${place === at ? 0 : -1}
+      aria-label=${`第 ${place + 1} 张，${titleOf(item)}`} tabindex=${place === at ? 0 : -1}
       onFocus=${() => onLook(place)} onMouseEnter=${() => onLook(place)}>
-      ${item.has_picture ? html`<img src=${picture(item.content)} alt="" draggable=${false} decoding="async" />` : html`<span class="cell-none">没有图片</span>`}
+      ${item.has_picture ? html`<img src=${pictureUrl(item.content)} alt="" draggable=${false} decoding="async" />` : html`<span class="cell-none">没有图片</span>`}
       ${item.copies > 1 && html`<span class="cell-copies">×${number(item.copies)}</span>`}
     </button></li>`)}
   </ul>`;

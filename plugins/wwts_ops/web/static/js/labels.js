@@ -35,18 +35,21 @@ export async function use(rows) {
     made.push(...rows.slice(at, at + AT_ONCE).map(entry));
   }
   index = made;
-  ids = new Map(index.map((one) => [one.label.label_id, one.label]));
+  ids = new Map(index.map((one) => [one.label.label_id, one]));
   narrowed = { asked: "", found: [] };
   return index.length;
 }
 
 /** {label_id, label_zh, label_en, synonyms, category_path} or undefined. */
-export const byId = (id) => ids.get(id);
+export const byId = (id) => ids.get(id)?.label;
 
 export const count = () => index.length;
 
 const fold = (text) => (text ?? "").normalize("NFKC").toLowerCase().trim();
 const list = (value) => (Array.isArray(value) ? value : (value ?? "").split(/[|;；]/)).map((one) => one.trim()).filter(Boolean);
+
+/** English with its words apart, however they are joined: "t-shirt" and "t_shirt" are "t shirt". */
+const spaced = (text) => text.replaceAll(/[_-]+/g, " ").trim();
 
 /** Emoji and their modifiers: decoration of a name that nobody types and that makes it no longer. */
 const EMOJI = /[\p{Extended_Pictographic}\p{Emoji_Modifier}\p{Regional_Indicator}\u200d\ufe0e\ufe0f\u20e3]/gu;
@@ -62,7 +65,7 @@ function entry([label_id, label_zh, label_en, synonyms, category_path, pinyin]) 
     zh,
     written: written === zh ? "" : written,
     others: names.map(fold),
-    english: fold(label_en).replaceAll(/[_-]/g, " "),
+    english: spaced(fold(label_en)),
     id: fold(label_id),
     path: fold(category_path),
     length: Math.min(zh.length, 30) / 100, // the shorter of two equally good names
@@ -120,10 +123,10 @@ function place(best, hit, limit) {
   if (best.length > limit) best.pop();
 }
 
-const term = (text) => ({ text, latin: /^[\x20-\x7e]+$/.test(text) });
+const term = (text) => ({ text, english: spaced(text), latin: /^[\x20-\x7e]+$/.test(text) });
 
-function scored(one, { text, latin }) {
-  const score = latin ? foreign(one, text) : 0;
+function scored(one, { text, english, latin }) {
+  const score = latin ? foreign(one, text, english) : 0;
   return score >= 86 ? score : Math.max(score, chinese(one, text)); // Chinese names hold Latin letters too
 }
 
@@ -133,19 +136,20 @@ function chinese(one, asked) {
   let best = one.zh.includes(asked) || one.written.includes(asked) ? 80 : 0;
   for (const other of one.others) {
     if (other === asked) best = Math.max(best, 95);
-    else if (other.startsWith(asked)) best = Math.max(best, 84);
+    else if (other.startsWith(asked)) best = Math.max(best, 76);
     else if (best < 70 && other.includes(asked)) best = 70;
   }
   return best || (one.path.includes(asked) ? 30 : 0);
 }
 
-const SYNONYM = 5; // so much less is a synonym's pinyin than the name's
+/** What the pinyin of a synonym is worth, by what it is of a name: all of one comes first, then names in any place. */
+const SYNONYM = { 94: 89, 86: 64, 66: 58, 0: 0 };
 
-function foreign(one, asked) {
-  if (one.english === asked || one.id === asked) return 96;
+function foreign(one, asked, english) {
+  if ((english && one.english === english) || one.id === asked) return 96;
   let best = one.spoken ? spoken(one.spoken, asked) : 0;
-  if (best < 94 - SYNONYM) for (const said of one.spokenOthers) best = Math.max(best, spoken(said, asked) - SYNONYM);
-  const at = best < 82 ? one.english.indexOf(asked) : -1;
+  if (best < SYNONYM[94]) for (const said of one.spokenOthers) best = Math.max(best, SYNONYM[spoken(said, asked)]);
+  const at = best < 82 && english ? one.english.indexOf(english) : -1;
   if (at === 0) best = 82;
   else if (at > 0) best = Math.max(best, one.english[at - 1] === " " ? 74 : 40);
   return best > 0 ? best : one.id.startsWith(asked) ? 60 : 0;
@@ -172,6 +176,20 @@ function abbreviates(syllables, from, asked, at) {
     if (abbreviates(syllables, from + 1, asked, at + taken)) return true;
   }
   return false;
+}
+
+/** The synonym that `query` finds a label by, where it fits better than the label's name; else null. */
+export function synonymOf(label, query) {
+  const { text, latin } = term(fold(query).replaceAll(/\s+/g, ""));
+  const written = label.synonyms.find((one) => fold(one).includes(text));
+  const known = ids.get(label.label_id);
+  if (written || !known || !latin || !text) return written ?? null;
+  let [best, found] = [known.spoken ? spoken(known.spoken, text) : 0, null];
+  label.synonyms.filter((one) => HAN.test(one)).forEach((one, place) => {
+    const score = known.spokenOthers[place] ? spoken(known.spokenOthers[place], text) : 0;
+    if (score > best) [best, found] = [score, one];
+  });
+  return found;
 }
 
 /** `text` cut at what matches `asked`: [before, hit, after], for showing why a label was found. */

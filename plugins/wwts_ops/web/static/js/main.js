@@ -84,9 +84,11 @@ function useCounts(filters) {
   return { left: Math.max(0, data.left - more), done: data.done_today + more, mine: data.mine_today + more, perHour: data.per_hour };
 }
 
+const filtersOf = (me) => `wwts.filters.${encodeURIComponent(me.user)}`;
+
 const remembered = (me) => {
   try {
-    const kept = JSON.parse(sessionStorage.getItem("wwts.filters"));
+    const kept = JSON.parse(sessionStorage.getItem(filtersOf(me)));
     if (kept) return { ...EVERYTHING, ...kept };
   } catch {
     // Nothing kept, or nothing may be kept: what the person looks after.
@@ -103,7 +105,7 @@ function Shell({ me }) {
   const setFilters = (chosen) => {
     keep(chosen);
     try {
-      sessionStorage.setItem("wwts.filters", JSON.stringify(chosen));
+      sessionStorage.setItem(filtersOf(me), JSON.stringify(chosen));
     } catch {
       // The choice then lasts until the page is left.
     }
@@ -172,7 +174,7 @@ function Saving() {
     const timer = setTimeout(() => setSlow(true), 800);
     return () => clearTimeout(timer);
   }, [pending > 0]);
-  const told = trouble ? `${pending} 条未保存，正在重试` : `正在保存 ${pending} 条…`;
+  const told = trouble ? `${pending} 条未保存，正在重试` : `正在保存 ${pending} 条……`;
   const shown = pending > 0 && (slow || trouble);
   return html`<p class=${`saving ${shown && trouble ? "late" : ""}`} role="status" data-testid="pending" data-pending=${pending}>
     ${shown ? told : html`<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 8.5l3.2 3.2L13 5" /></svg>已全部保存`}</p>`;
@@ -216,7 +218,7 @@ function Routed({ route, app }) {
     return html`<${Notice} title="这一页打不开" drawing="cut" actions=${html`<button type="button" class="main" onClick=${() => (fault ? reset() : location.reload())}>再试一次</button>`}>
       <p>已经作出的答案不会丢。如果反复出现，请把下面这句话告诉管理员：</p><p><code>${String((fault ?? page.error).message)}</code></p><//>`;
   }
-  return page ? html`<${page.Page} app=${app} />` : html`<p class="waiting" role="status">正在打开…</p>`;
+  return page ? html`<${page.Page} app=${app} />` : html`<p class="waiting" role="status">正在打开……</p>`;
 }
 
 function Start() {

@@ -1,8 +1,8 @@
 // How the morning goes: what waits, when it will be done, how good the night was, and the night's reports.
 
 import { html, useEffect, useState } from "../vendor/htm-preact.js";
-import { get } from "./api.js";
-import { address, asLocal, day, number, percent } from "./format.js";
+import { get, url } from "./api.js";
+import { asLocal, day, moment, number, percent } from "./format.js";
 
 const EVERY = 60_000;
 const TOO_FEW = 30; // answers of which an estimate says anything
@@ -37,15 +37,14 @@ const clock = (iso, timezone) =>
     new Date(iso),
   );
 
-/** A share with its interval, on a scale that shows the interval: from `from` to 1. */
+/** A share with its interval, all of them on one scale. */
 function Interval({ low, value, high, name }) {
-  const from = low < 0.5 ? 0 : low < 0.8 ? 0.5 : 0.8;
-  const at = (share) => (100 * (share - from)) / (1 - from);
+  const at = (share) => 100 * share;
   return html`<div class="interval">
-    <svg role="img" aria-label=${`${name} ${percent(value)}，区间 ${percent(low)} 到 ${percent(high)}`} viewBox="0 0 100 12" preserveAspectRatio="none">
+    <svg role="img" aria-label=${`${name} ${percent(value)}，95% 区间 ${percent(low)} 到 ${percent(high)}`} viewBox="0 0 100 12" preserveAspectRatio="none">
       <rect class="interval-track" x="0" y="4" width="100" height="4" /><rect class="interval-range" x=${at(low)} y="2" width=${Math.max(0.6, at(high) - at(low))} height="8" />
       <rect class="interval-value" x=${Math.min(99, at(value))} y="0" width="1" height="12" /></svg>
-    <p aria-hidden="true"><span>${Math.round(100 * from)}%</span><span>100%</span></p>
+    <p aria-hidden="true"><span>0%</span><span>95% 区间 ${percent(low)} – ${percent(high)}</span><span>100%</span></p>
   </div>`;
 }
 
@@ -56,7 +55,7 @@ function Figure({ title, value, note, testid, children, big }) {
 function progress(figures, me) {
   if (!figures.left) return { value: "已完成", note: "今天的图片都看完了。" };
   const done = clock(figures.done_by, me.timezone);
-  if (!done) return { value: "—", note: "今天以前的两周没有人审过，还估不出来。" };
+  if (!done) return { value: "—", note: "过去两周没有人审核过，还估不出来。" };
   const later = asLocal(new Date(figures.done_by), me.timezone).slice(0, 10);
   const value = later === figures.date ? done : `${day(later, "")} ${done}`;
   return { value, note: `按 ${day(figures.pace_of, me.today)}的速度：每小时 ${number(figures.per_hour)} 张` };
@@ -65,10 +64,10 @@ function progress(figures, me) {
 const inThousand = (share) => number(Math.max(0, Math.round(1000 * (1 - share))));
 
 function auditSentence({ rate, low, high, answered, asked }) {
-  if (!answered) return asked ? `抽出了 ${number(asked)} 张自动标签，还没有人看过。` : "还没有抽查的图片。";
-  if (answered < TOO_FEW) return `近 28 天才抽看了 ${number(answered)} 张自动标签，太少了，还说明不了什么。`;
-  const waiting = asked > answered ? `，还有 ${number(asked - answered)} 张没看` : "";
-  return `近 28 天抽看了 ${number(answered)} 张自动标签${waiting}。估计每 1,000 个里有 ${inThousand(rate)} 个错，95% 的把握在 ${inThousand(high)} 到 ${inThousand(low)} 个之间。`;
+  if (!answered) return asked ? `抽出了 ${number(asked)} 个自动标签，还没有人看过。` : "还没有抽查的图片。";
+  if (answered < TOO_FEW) return `近 28 天才抽查了 ${number(answered)} 个自动标签，太少了，还说明不了什么。`;
+  const waiting = asked > answered ? `，还有 ${number(asked - answered)} 个没看` : "";
+  return `近 28 天抽查了 ${number(answered)} 个自动标签${waiting}。估计每 1,000 个里约有 ${inThousand(rate)} 个错（95% 置信区间：${inThousand(high)} 到 ${inThousand(low)} 个）。`;
 }
 
 function agreementSentence({ rate, answered }) {
@@ -86,12 +85,12 @@ function Figures({ figures, me }) {
   const end = progress(figures, me);
   const whole = figures.left + figures.done_today;
   return html`<dl class="figures">
-      <${Figure} big title="待审" testid="morning-left" value=${number(figures.left)} note=${figures.disputed ? `其中 ${number(figures.disputed)} 张两个人说法不同，等第三个人` : whole ? `今天已看完 ${percent(figures.done_today / whole)}` : "没有图片在等"} />
+      <${Figure} big title="待审" testid="morning-left" value=${number(figures.left)} note=${figures.disputed ? `其中 ${number(figures.disputed)} 张两人意见不同，等第三人定` : whole ? `今天已看完 ${percent(figures.done_today / whole)}` : "没有图片在等"} />
       <${Figure} big title="今日已完成" testid="morning-done" value=${number(figures.done_today)} note=${`昨天一共 ${number(figures.done_yesterday)} 张`} />
       <${Figure} big title="预计完成" testid="morning-eta" value=${end.value} note=${end.note} />
     </dl>
     <dl class="figures is-measured">
-      <${Measured} title="自动标签抽查精度" testid="morning-precision" share=${figures.audit} sentence=${auditSentence(figures.audit)} />
+      <${Measured} title="自动标签抽查准确率" testid="morning-precision" share=${figures.audit} sentence=${auditSentence(figures.audit)} />
       <${Measured} title="与模型一致率" testid="morning-agreement" share=${figures.agreement} sentence=${agreementSentence(figures.agreement)} />
       <${Measured} title="人与人一致率" testid="morning-people" share=${figures.people} sentence=${figures.people.answered ? `近 28 天有 ${number(figures.people.answered)} 张图给两个人各看了一遍，互相看不到答案。` : "近 28 天还没有两个人都看过的图片。"} />
     </dl>`;
@@ -99,9 +98,9 @@ function Figures({ figures, me }) {
 
 const NIGHTS = {
   unfinished: (night) =>
-    `昨夜的打标还没有做完：${number(night.images)} 张图片，${number(night.shards)} 份里做完了 ${number(night.shards_done)} 份。后面的图片会陆续进来。`,
-  absent: () => "昨夜的打标没有运行，今天没有新的图片。请告诉管理员。",
-  unplanned: () => "今天的打标还没有到时间。",
+    `昨夜的打标还没有做完：${number(night.images)} 张图片，共 ${number(night.shards)} 批，做完了 ${number(night.shards_done)} 批。后面的图片会陆续进来。`,
+  absent: (night) => `${night.date} 的打标没有运行，待审的是以前留下的图片。请告诉管理员。`,
+  unplanned: () => "没有设置定时打标，需要时请管理员手动运行。",
 };
 
 function People({ figures, me }) {
@@ -126,7 +125,10 @@ function People({ figures, me }) {
 
 function Papers({ figures, me, onOpen, open }) {
   const reports = (figures.reports ?? []).map((date) => ({ name: day(date, me.today), path: `reports/${date}/` }));
-  const diffs = (figures.tagdiffs ?? []).map((name) => ({ name, path: `tagdiffs/${encodeURIComponent(name)}/` }));
+  const diffs = (figures.tagdiffs ?? []).map(({ name, before, after, made_at }) => ({
+    name: after ? `版本 ${before} → ${after} · ${moment(made_at, me.timezone)}` : name,
+    path: `tagdiffs/${encodeURIComponent(name)}/`,
+  }));
   const list = (title, papers, none) => html`<h3>${title}</h3>
     ${papers.length ? html`<ul>${papers.map((paper) => html`<li key=${paper.path}><button type="button" aria-current=${open?.path === paper.path ? "true" : undefined} onClick=${() => onOpen(paper)}>${paper.name}</button></li>`)}</ul>` : html`<p class="soft">${none}</p>`}`;
   return html`<nav class="papers" aria-label="日报和标签变化">${list("日报", reports, "还没有日报。")}${list("标签变化", diffs, "还没有标签变化报告。")}</nav>`;
@@ -140,13 +142,14 @@ export default function Morning({ app }) {
     return html`<div class="page"><p class="soft" role="status">${problem || "正在算今天早上的数字……"}</p></div>`;
   if (open)
     return html`<div class="pg-paper">
-      <aside><button type="button" class="other back" onClick=${() => setOpen(null)}>← 回到早上</button><h2 class="hidden">报告</h2><${Papers} figures=${figures} me=${me} open=${open} onOpen=${setOpen} /></aside>
-      <iframe title=${open.name} src=${address(open.path)}></iframe>
+      <aside><button type="button" class="other back" onClick=${() => setOpen(null)}>← 返回今日概况</button><h2 class="hidden">报告</h2><${Papers} figures=${figures} me=${me} open=${open} onOpen=${setOpen} /></aside>
+      <iframe title=${open.name} src=${url(open.path)}></iframe>
     </div>`;
   return html`<div class="pg-morning">
-    <h1>${day(figures.date ?? me.today, "")}的早上</h1>
-    ${problem && html`<p class="problem" role="alert">数字停在上一次：${problem}</p>`}
+    <h1>${day(figures.date ?? me.today, "")}概况</h1>
+    ${problem && html`<p class="problem" role="alert">数字没有刷新，仍是上一次的：${problem}</p>`}
     ${NIGHTS[figures.night?.state] && html`<p class="night">${NIGHTS[figures.night.state](figures.night)}</p>`}
+    ${figures.stuck > 0 && html`<p class="night">另有 ${number(figures.stuck)} 张要换一个人再看，但能审核的人都已经看过。请告诉管理员。</p>`}
     <${Figures} figures=${figures} me=${me} />
     <div class="morning-columns"><${People} figures=${figures} me=${me} /><section aria-labelledby="papers-title"><h2 id="papers-title">昨夜的报告</h2><${Papers} figures=${figures} me=${me} onOpen=${setOpen} /></section></div>
   </div>`;

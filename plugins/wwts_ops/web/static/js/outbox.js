@@ -24,6 +24,7 @@ let trouble = null;
 let timer = 0;
 let order = 0;
 let made = 0;
+const about = new Map(); // of what was said on this page, by its id: which pictures it is about
 let durable = true;
 
 /** The store of one person: what another one left unsent in this browser is never sent in this one's name. */
@@ -101,7 +102,10 @@ function drop(gone) {
 
 /** Takes actions over: remembered at once, sent as soon as possible. */
 export function submit(actions) {
-  for (const action of actions) add("answer", action.answer_id, { action });
+  for (const action of actions) {
+    about.set(action.answer_id, picturesOf(action));
+    add("answer", action.answer_id, { action });
+  }
   made += pictures(actions);
   changed();
   flush();
@@ -115,7 +119,7 @@ export function undo(answerIds) {
   const forgotten = waiting.map((entry) => entry.action);
   made -= pictures(forgotten);
   for (const id of answerIds.filter((one) => !forgotten.some((action) => action.answer_id === one))) {
-    add("undo", id, {});
+    add("undo", id, { about: about.get(id) ?? null });
     made -= 1;
   }
   changed();
@@ -141,7 +145,8 @@ export function onChange(callback) {
   return () => changes.delete(callback);
 }
 
-const pictures = (actions) => actions.reduce((sum, action) => sum + 1 + (action.also?.length ?? 0), 0);
+const picturesOf = (action) => [action.content, ...(action.also ?? [])];
+const pictures = (actions) => actions.reduce((sum, action) => sum + picturesOf(action).length, 0);
 
 /**
  * pending: entries not acknowledged; trouble: the error of the last attempt, or null; durable: survives a reload;
@@ -161,7 +166,7 @@ export function dismiss() {
 
 /** Contents with an answer on its way: not to be taken again. */
 export const contents = () =>
-  entries.filter((entry) => entry.kind === "answer").flatMap(({ action }) => [action.content, ...(action.also ?? [])]);
+  entries.filter((entry) => entry.kind === "answer").flatMap(({ action }) => picturesOf(action));
 
 /** The last action that is still on its way, or null. */
 export const newest = () => entries.filter((entry) => entry.kind === "answer").at(-1)?.action ?? null;
@@ -203,13 +208,24 @@ async function round() {
 function next() {
   keepAll();
   if (failures >= CAREFUL) {
-    const one = entries[failures % entries.length];
-    // Nothing can be taken back before it was said.
-    return [entries.find((entry) => entry.kind === "answer" && entry.id === one?.id) ?? one].filter(Boolean);
+    return entries.length ? [foremost(entries[failures % entries.length])] : [];
   }
   const kind = entries[0]?.kind;
   const end = entries.findIndex((entry) => entry.kind !== kind);
   return entries.slice(0, end < 0 ? MOST : Math.min(end, MOST));
+}
+
+/** What must go before `entry`, or itself: what is about a picture of its own keeps its order. */
+function foremost(entry) {
+  const older = entries.slice(0, entries.indexOf(entry)).find((one) => precedes(one, entry));
+  return older ? foremost(older) : entry;
+}
+
+function precedes(one, entry) {
+  if (one.id === entry.id) return true; // nothing can be taken back before it was said
+  const [its, own] = [one, entry].map(({ action, about: known }) => (action ? picturesOf(action) : (known ?? null)));
+  // What is taken back without it being known what it was about may be about anything.
+  return its === null || (own ?? []).some((content) => its.includes(content));
 }
 
 async function deliver(batch) {
@@ -292,7 +308,7 @@ function heard({ data }) {
   else if (theirs.length) {
     const late = theirs.filter((entry) => entry.sent && entry.kind === "answer");
     drop(theirs);
-    for (const entry of late) add("undo", entry.id, {}); // on its way already, from here: taken back after it
+    for (const entry of late) add("undo", entry.id, { about: picturesOf(entry.action) }); // on its way already, from here: taken back after it
   }
   changed();
   flush();

@@ -1,10 +1,10 @@
 // The right-hand side: what it is, why it is shown, the labels to choose from, everything else one can say.
 import { html } from "../vendor/htm-preact.js";
 import { pictureUrl } from "./api.js";
+import { DECISIONS, titleOf } from "./format.js";
 import { LabelPicker } from "./picker.js";
 import { number, percent, ReadOnly } from "./ui.js";
 
-const WHY = { review: "待审核", forced_review: "强制审核", audit: "随机抽查" };
 
 export function Panel({ look, app }) {
   const { item } = look;
@@ -34,14 +34,14 @@ function Steps({ queue }) {
 }
 
 function Facts({ item }) {
-  const kind = item.shown_because in WHY ? item.shown_because : item.decision;
+  const kind = item.shown_because in DECISIONS ? item.shown_because : item.decision;
   return html`<div class="facts">
-    <p class="why"><b class=${kind}>${WHY[kind] ?? "待审核"}</b>
+    <p class="why"><b class=${kind}>${DECISIONS[kind] ?? DECISIONS.review}</b>
       ${item.state === "later" && html`<b class="later">待补标签</b>`}
       ${item.needed > 1 && html`<b class="later">需两人审核</b>`}
       <span title=${item.reason_zh}>${item.reason_zh}</span></p>
-    <h2 title=${item.title}>${item.title || "（没有标题）"}</h2>
-    <p class="ids"><span title=${item.sku_id}>SKU ${item.sku_id || "—"}</span><span title=${item.image_id}>${item.image_id}</span><span>${item.date}</span></p>
+    <h2 title=${titleOf(item)}>${titleOf(item)}</h2>
+    <p class="ids">${item.sku_id && html`<span class="sku" title=${item.sku_id}>SKU ${item.sku_id}</span>`}<span title=${item.image_id}>${titleOf(item) !== item.image_id && item.image_id}</span><span>${item.date}</span></p>
   </div>`;
 }
 
@@ -50,7 +50,7 @@ function Opinions({ look }) {
   if (item.state !== "disputed") return null;
   const opinions = queue.detail(item)?.opinions;
   return html`<div class="opinions" role="note"><b>两个人的答案不一样，由您来定：</b>
-    ${opinions ? html`<ul>${opinions.map((one) => html`<li key=${one.by}>${one.by}：${said(one)}</li>`)}</ul>` : html`<ul><li>正在读取…</li></ul>`}</div>`;
+    ${opinions ? html`<ul>${opinions.map((one) => html`<li key=${one.by}>${one.by}：${said(one)}</li>`)}</ul>` : html`<ul><li>正在读取……</li></ul>`}</div>`;
 }
 
 const SAID = { reject_image: "图片有问题", wrong_unknown: "都不对" };

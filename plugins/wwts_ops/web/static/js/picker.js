@@ -1,12 +1,12 @@
 // The search box over all labels: a combobox driven by the keyboard.
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
 import { composing } from "./keys.js";
-import { marked, recent, remember, search } from "./labels.js";
+import { marked, recent, remember, search, synonymOf } from "./labels.js";
 
 let boxes = 0;
 
 /**
- * onPick(label): {label_id, label_zh, label_en, synonyms, category_path}. onCancel(): Escape on an empty box.
+ * onPick(label): {label_id, label_zh, label_en, synonyms, category_path}. onCancel(): Escape, which empties the box too.
  * initial: text to begin with. focus: take the focus when mounted (and when the value of `focus` changes).
  * onPropose(text): offered below the hits when given. testid: data-testid of the input, "search" unless told.
  */
@@ -39,6 +39,8 @@ export function LabelPicker({ onPick, onCancel, onPropose, initial = "", focus =
     onPick(label);
   };
   const write = (event) => {
+    // The key that leads here, pressed once more, is no part of a name; an IME makes "、" of it.
+    if (!event.isComposing && /^[/／、]/.test(event.target.value)) event.target.value = event.target.value.replace(/^[/／、]+/, "");
     setText(event.target.value);
     setAt(event.target.value.trim() ? 0 : -1);
     setOpen(true);
@@ -53,15 +55,11 @@ export function LabelPicker({ onPick, onCancel, onPropose, initial = "", focus =
       event.preventDefault();
       if (!event.repeat && hits[at]) pick(hits[at]);
     } else if (event.key === "Escape") {
+      if (!onCancel && !text && !open) return; // there is nothing here to leave: what lies around it may close
       event.preventDefault();
       event.stopPropagation();
-      if (text) {
-        setText("");
-        setAt(-1);
-      } else {
-        reset();
-        onCancel?.();
-      }
+      reset();
+      onCancel?.();
     }
   };
   const shown = open && (hits.length > 0 || text.trim() !== "");
@@ -89,7 +87,7 @@ export function LabelPicker({ onPick, onCancel, onPropose, initial = "", focus =
 
 function Hit({ id, label, text, chosen, onPick }) {
   const [before, hit, after] = marked(label.label_zh, text);
-  const other = hit ? null : label.synonyms.find((one) => marked(one, text)[1]);
+  const other = hit ? null : synonymOf(label, text);
   const english = !hit && !other && marked(label.label_en, text)[1] ? label.label_en : null;
   // Not onClick: the box would lose the focus first, and the list with it.
   const press = (event) => {

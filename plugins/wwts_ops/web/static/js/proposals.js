@@ -2,14 +2,14 @@
 
 import { html, useState } from "../vendor/htm-preact.js";
 import { get, send } from "./api.js";
-import { moment } from "./format.js";
+import { examplePath, moment } from "./format.js";
 import * as labels from "./labels.js";
 import { LabelPicker } from "./picker.js";
 import { Thumbnail, Waiting, useGot } from "./records_parts.js";
 
 const STATES = { accepted: "已采纳", merged: "已合并", refused: "未采纳" };
 
-function Accept({ proposal, onDecide, onCancel, busy }) {
+function Accept({ proposal, paths, onDecide, onCancel, busy }) {
   const [name, setName] = useState(proposal.label_zh);
   const [path, setPath] = useState(proposal.category_path);
   return html`<form class="proposal-form" onSubmit=${(event) => {
@@ -17,7 +17,8 @@ function Accept({ proposal, onDecide, onCancel, busy }) {
     onDecide({ decision: "accept", label_zh: name.trim(), category_path: path.trim() });
   }}>
     <label>名称<input required value=${name} onInput=${(event) => setName(event.target.value)} /></label>
-    <label>类目<input required value=${path} placeholder="食品 > 饮料 > 水" onInput=${(event) => setPath(event.target.value)} /></label>
+    <label>类目<input required value=${path} list="proposal-categories" autocomplete="off" placeholder=${`例如：${examplePath(paths)}`} onInput=${(event) => setPath(event.target.value)} /></label>
+    <datalist id="proposal-categories">${paths.map((one) => html`<option key=${one} value=${one} />`)}</datalist>
     <button type="submit" class="main" disabled=${busy} data-testid="proposal-accept-sure">采纳</button><button type="button" class="link" onClick=${onCancel}>取消</button>
   </form>`;
 }
@@ -33,7 +34,7 @@ function Proposal({ proposal, me, onDecide, busy }) {
       <h3>${proposal.label_zh}${proposal.label_en && html` <small>${proposal.label_en}</small>`}</h3>
       <p class="soft">${proposal.category_path || "没有写类目"}${proposal.synonyms_zh && ` · 也叫 ${proposal.synonyms_zh.replaceAll("|", "、")}`}</p>
       <p class="faint">${proposal.person} · ${moment(proposal.proposed_at, me.timezone)}</p>
-      ${step === "accept" && html`<${Accept} proposal=${proposal} busy=${busy} onDecide=${decide} onCancel=${() => setStep("")} />`}
+      ${step === "accept" && html`<${Accept} proposal=${proposal} paths=${me.kept_categories ?? []} busy=${busy} onDecide=${decide} onCancel=${() => setStep("")} />`}
       ${step === "merge" && html`<div class="proposal-form"><${LabelPicker} focus testid="proposal-search" placeholder="合并到哪个标签？" initial=${proposal.label_zh} onPick=${(label) => decide({ decision: "merge", label_id: label.label_id })} onCancel=${() => setStep("")} /></div>`}
       ${step === "refuse" && html`<p class="proposal-form">图片会排到队列最前面，等人选一个已有的标签。<button type="button" class="danger" disabled=${busy} data-testid="proposal-refuse-sure" onClick=${() => decide({ decision: "refuse" })}>不采纳</button><button type="button" class="link" onClick=${() => setStep("")}>取消</button></p>`}
     </div>

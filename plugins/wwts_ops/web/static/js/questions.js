@@ -1,6 +1,6 @@
 // Dialogs that ask for one thing more: why a picture is bad, what is wrong, whether a shared picture is meant.
 import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
-import { synonyms } from "./format.js";
+import { examplePath, synonyms } from "./format.js";
 import { Dialog } from "./ui.js";
 
 const Option = ({ key_, name, note, onClick, testid }) => html`<button type="button" class="option" data-testid=${testid}
@@ -25,7 +25,7 @@ export function RejectDialog({ reasons, look }) {
   const keys = Object.fromEntries(codes.map((code, index) => [String(index + 1), () => reject(code)]));
   return html`<${Dialog} title="图片有什么问题？" onClose=${look.shut} keys=${{ ...keys, x: look.shut }} testid="reject-sheet">
     <div class="options">${codes.map((code, index) => html`<${Option} key=${code} key_=${index + 1} name=${BY_EYE[code]?.[0] ?? reasons[code]} note=${BY_EYE[code]?.[1]} testid=${`reason-${code}`} onClick=${() => reject(code)} />`)}</div>
-    ${!all && html`<p><button type="button" class="link" onClick=${() => setAll(true)}>文件方面的原因…</button></p>`}
+    ${!all && html`<p><button type="button" class="link" onClick=${() => setAll(true)}>显示文件方面的原因</button></p>`}
     <p class="soft">图片会作废，不再打标签。按 Esc 返回。</p>
   <//>`;
 }
@@ -50,25 +50,31 @@ function Propose({ me, look, text }) {
   const [wanted, setWanted] = useState({ label_zh: text, category_path: "", synonyms_zh: "", label_en: "" });
   const first = useRef(null);
   useEffect(() => first.current?.focus(), []);
-  const field = (name) => ({ value: wanted[name], onInput: (event) => setWanted({ ...wanted, [name]: event.target.value }) });
-  const ready = wanted.label_zh.trim() !== "" && wanted.category_path.trim() !== "";
+  const field = (name) => ({ name, value: wanted[name], onInput: (event) => setWanted({ ...wanted, [name]: event.target.value }) });
+  const [missing, setMissing] = useState(null);
+  const form = useRef(null);
   const trimmed = () => ({
     ...Object.fromEntries(Object.entries(wanted).map(([name, value]) => [name, value.trim()])),
     synonyms_zh: synonyms(wanted.synonyms_zh),
   });
   const submit = (event) => {
     event.preventDefault();
-    if (ready) look.answer({ kind: "wrong_unknown", proposal: trimmed() });
+    const empty = ["label_zh", "category_path"].find((name) => wanted[name].trim() === "");
+    setMissing(empty ?? null);
+    if (empty) form.current.elements[empty].focus();
+    else look.answer({ kind: "wrong_unknown", proposal: trimmed() });
   };
   return html`<${Dialog} title="提议新标签" onClose=${look.shut} testid="propose-sheet">
-    <form class="form" onSubmit=${submit}>
-      <label>中文名称<input ref=${first} type="text" required maxlength="60" data-testid="propose-name" ...${field("label_zh")} /></label>
-      <label>类目<input type="text" required maxlength="200" list="propose-categories" data-testid="propose-category" placeholder="例如：食品 > 饮料 > 水" ...${field("category_path")} /></label>
+    <form class="form" ref=${form} novalidate onSubmit=${submit}>
+      <label>中文名称（必填）<input ref=${first} type="text" required maxlength="60" data-testid="propose-name" ...${field("label_zh")} />
+        ${missing === "label_zh" && !wanted.label_zh.trim() && html`<span class="problem" role="alert">请填写中文名称。</span>`}</label>
+      <label>类目（必填）<input type="text" required maxlength="200" list="propose-categories" data-testid="propose-category" placeholder=${`例如：${examplePath(me.kept_categories)}`} ...${field("category_path")} />
+        ${missing === "category_path" && !wanted.category_path.trim() && html`<span class="problem" role="alert">请填写类目：可以选已有的，也可以写新的，各级之间用 > 分开。</span>`}</label>
       <datalist id="propose-categories">${me.kept_categories.map((path) => html`<option key=${path} value=${path} />`)}</datalist>
       <label>同义词<input type="text" maxlength="200" placeholder="可不填，用顿号分开" ...${field("synonyms_zh")} /></label>
       <label>英文名<input type="text" maxlength="120" placeholder="可不填" ...${field("label_en")} /></label>
-      <p class="soft">管理员采纳后，这张图片会自动改成新标签；在那之前记为“都不对”，排在队列最前面。</p>
-      <div class="row end"><button type="button" class="other" onClick=${look.shut}>返回</button><button type="submit" class="main" disabled=${!ready} data-testid="propose-submit">提交提议</button></div>
+      <p class="soft">由审核管理员决定：采纳后，这张图片自动改成新标签；没有采纳，就排到队列最前面，等人补上。在那之前记为“都不对”，不再排队。</p>
+      <div class="row end"><button type="button" class="other" onClick=${look.shut}>返回</button><button type="submit" class="main" data-testid="propose-submit">提交提议</button></div>
     </form>
   <//>`;
 }

@@ -48,14 +48,15 @@ export class Shelf {
 export class Queue extends Shelf {
   constructor(filters, { lease_seconds: leaseSeconds }, changed) {
     super(filters, changed);
-    this.answered = new Set();
+    this.answered = new Set(); // since the server was last asked for items
+    this.unknown = []; // left to somebody who knows their label
     const lease = leaseSeconds * 1000;
     // Nobody looks at what stands in a tab that was left: others may have it. Who comes back keeps what is still theirs.
     this.renewing = setInterval(() => within(lease) && this.renew(), Math.max(20_000, lease / 3));
     this.unreturn = onReturn(lease, () => this.renew());
-    this.asking = setInterval(() => this.phase === "others" && this.refill(), LOOK_AGAIN_MS);
-    // Counted with answers still on their way, "left" may have been too high.
-    this.unlisten = outbox.onChange(() => this.phase === "others" && outbox.state().pending === 0 && this.refill());
+    this.asking = setInterval(() => ["others", "skipped"].includes(this.phase) && this.refill(), LOOK_AGAIN_MS);
+    // Counted with answers still on their way, "left" may have been wrong.
+    this.unlisten = outbox.onChange(() => !this.items.length && outbox.state().pending === 0 && this.refill());
     this.leaving = () => this.release([...this.contents(), ...this.skipped.slice(-1)]); // the others were given back
     addEventListener("pagehide", this.leaving);
     addEventListener("online", (this.back = () => this.refill()));
@@ -84,12 +85,19 @@ export class Queue extends Shelf {
     return this.items.map((item) => item.content);
   }
 
+  /** What this person does not want to see again until nothing else is left, the newest skip last. */
+  aside() {
+    return [...this.unknown, ...this.skipped];
+  }
+
   async refill() {
     if (this.phase === "forbidden" || this.taking || this.closed || this.items.length > REFILL_BELOW) return;
     this.taking = true;
+    this.answered.clear();
+    const unsure = outbox.state().pending > 0;
     clearTimeout(this.retry);
     try {
-      const held = [...this.contents(), ...outbox.contents(), ...[...this.skipped].reverse()].slice(0, MOST_HELD);
+      const held = [...this.contents(), ...outbox.contents(), ...this.aside().reverse()].slice(0, MOST_HELD);
       const told = await send("api/take", { filters: this.filters, count: AHEAD + 1 - this.items.length, held });
       if (this.closed) return this.release(told.items.map((item) => item.content));
       this.take(told);
@@ -99,14 +107,17 @@ export class Queue extends Shelf {
       this.taking = false;
     }
     this.changed();
+    if (unsure && !this.items.length && !this.error && outbox.state().pending === 0) this.refill();
   }
 
   take({ items, left }) {
-    const known = new Set([...this.contents(), ...outbox.contents(), ...this.skipped]);
-    this.items.push(...items.filter((item) => !known.has(item.content) && !this.answered.has(item.content)));
+    // Only what happened after the server was asked: whatever else it gives is to be looked at (again).
+    const known = new Set([...this.contents(), ...outbox.contents(), ...this.aside(), ...this.answered]);
+    this.items.push(...items.filter((item) => !known.has(item.content)));
     this.left = left;
     this.error = null;
-    this.phase = this.items.length ? "ready" : this.skipped.length ? "skipped" : left > outbox.contents().length ? "others" : "done";
+    const waiting = left > outbox.contents().length;
+    this.phase = this.items.length ? "ready" : !waiting ? "done" : this.aside().length ? "skipped" : "others";
     this.ready(this.items);
   }
 
@@ -122,6 +133,26 @@ export class Queue extends Shelf {
     for (const content of gone) this.answered.add(content);
     this.items = this.items.filter((item) => !gone.has(item.content));
     this.next();
+  }
+
+  /** The shown item and `others` are left to somebody who knows their label. */
+  leave(others = []) {
+    this.unknown.push(this.items[0].content, ...others);
+    this.advance(others);
+  }
+
+  /** These are to be looked at as if they had not been answered or skipped. */
+  wanted(contents) {
+    for (const content of contents) this.answered.delete(content);
+    const others = (content) => !contents.includes(content);
+    this.unknown = this.unknown.filter(others);
+    this.skipped = this.skipped.filter(others);
+  }
+
+  /** What was not recorded after all comes again, should the server still want it. */
+  reopen(contents) {
+    this.wanted(contents);
+    this.refill();
   }
 
   skip() {
@@ -142,8 +173,7 @@ export class Queue extends Shelf {
 
   /** An item is shown (again), before all others. */
   putBack(item) {
-    this.answered.delete(item.content);
-    this.skipped = this.skipped.filter((content) => content !== item.content);
+    this.wanted([item.content]);
     this.items = [item, ...this.items.filter((other) => other.content !== item.content)];
     this.phase = "ready";
     this.ready(this.items);
@@ -152,26 +182,43 @@ export class Queue extends Shelf {
 
   /** Items come right after the shown one. */
   insert(items) {
-    for (const item of items) this.answered.delete(item.content);
-    this.items.splice(1, 0, ...items);
+    if (!items.length) return;
+    const before = this.current;
+    const contents = items.map((item) => item.content);
+    this.wanted(contents);
+    const others = this.items.slice(1).filter((item) => !contents.includes(item.content));
+    this.items = [...this.items.slice(0, 1), ...items.filter((item) => item.content !== before?.content), ...others];
+    this.phase = "ready";
     this.ready(this.items);
+    this.noticed(before);
     this.changed();
   }
 
   /** What the server says of items that wait here now. */
   update(items) {
     const newer = new Map(items.map((item) => [item.content, item]));
-    this.items = this.items.map((item) => newer.get(item.content) ?? item);
+    const other = this.items.filter((item) => newer.has(item.content) && newer.get(item.content).revision !== item.revision);
+    for (const { content } of other) this.details.delete(content);
+    this.items = this.items.map((item) => (other.includes(item) ? newer.get(item.content) : item));
+    this.ready(this.items);
     this.changed();
   }
 
   drop(content) {
+    const before = this.current;
     this.items = this.items.filter((item) => item.content !== content);
+    this.noticed(before);
     this.next();
   }
 
-  /** Shows the skipped ones after all. */
+  /** `startled()`: another picture is shown, and it was not the person who turned to it. */
+  noticed(before) {
+    if (this.current?.content !== before?.content) this.startled?.();
+  }
+
+  /** Shows what was put aside after all. */
   again() {
+    this.unknown = [];
     this.skipped = [];
     this.phase = "loading";
     this.changed();
@@ -179,18 +226,28 @@ export class Queue extends Shelf {
   }
 
   async renew() {
-    if (!this.items.length) return;
-    const asked = this.contents();
+    // One without a revision waits until its answer is taken back: it is nobody's until then.
+    const asked = this.items.filter((item) => item.revision !== null).map((item) => item.content);
+    if (!asked.length) return;
     try {
-      const mine = new Set((await send("api/renew", { contents: asked })).contents);
-      const lost = asked.filter((content) => !mine.has(content));
-      if (!lost.length) return;
-      this.lost?.(lost);
-      this.items = this.items.filter((item) => !lost.includes(item.content));
-      this.next();
+      this.renewed(asked, await send("api/renew", { contents: asked }));
     } catch (error) {
       this.error = error; // the leases outlive a short break; later answers are checked by revision anyway
     }
+  }
+
+  renewed(asked, { contents, items }) {
+    const before = this.current;
+    // Nothing of what is taken back meanwhile: of that the answer to the undo tells.
+    const fixed = new Set(this.items.filter((item) => item.revision !== null).map((item) => item.content));
+    const lost = asked.filter((content) => fixed.has(content) && !contents.includes(content));
+    this.update(items.filter((item) => fixed.has(item.content)));
+    if (before && this.current.content === before.content && this.current.revision !== before.revision) this.altered?.();
+    if (!lost.length) return;
+    this.lost?.(lost);
+    this.items = this.items.filter((item) => !lost.includes(item.content));
+    this.noticed(before);
+    this.next();
   }
 
   release(contents) {

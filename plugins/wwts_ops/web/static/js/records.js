@@ -17,13 +17,14 @@ function Answer({ answer, me, onUndo }) {
   return html`<li class=${`answer kind-${answer.kind}${answer.retracted ? " is-gone" : ""}`} data-testid="answer" data-answer=${answer.answer_id}>
     <${Thumbnail} content=${answer.content} />
     <p class="answer-says"><b>${says}</b>${answer.labels_zh?.length > 0 && html`<small>${KINDS[answer.kind] ?? answer.kind}</small>`}</p>
+    ${answer.no_badcase && !answer.retracted && html`<p class="answer-note" data-testid="answer-no-badcase">没有收为坏例：${answer.no_badcase}</p>`}
     <p class="answer-who">${mine ? "我" : answer.by} · ${moment(answer.answered_at, me.timezone)}</p>
     ${
       answer.retracted
-        ? html`<p class="answer-gone">已撤回</p>`
+        ? html`<p class="answer-gone">已撤销</p>`
         : mine &&
           me.role !== "viewer" &&
-          html`<button type="button" class="link" data-testid="answer-undo" aria-label=${`撤回：${says}`} onClick=${() => onUndo(answer)}>撤回</button>`
+          html`<button type="button" class="link" data-testid="answer-undo" aria-label=${`撤销：${says}`} onClick=${() => onUndo(answer)}>撤销</button>`
     }
   </li>`;
 }
@@ -71,11 +72,11 @@ function eventText({ action, subject, detail = {} }, timezone) {
 function Events({ app }) {
   const { data, problem, reload } = useGot("api/events?count=200");
   if (!data) return html`<${Waiting} problem=${problem} onAgain=${reload} />`;
-  return html`<div class="tab-head"><h2>谁改了什么</h2></div>
+  return html`<div class="tab-head"><h2>改动记录</h2></div>
     ${
       data.events.length
         ? html`<table class="events"><thead><tr><th scope="col">时间</th><th scope="col">谁</th><th scope="col">改动</th></tr></thead><tbody>
-          ${data.events.map((event) => html`<tr key=${event.number}><td class="nowrap">${moment(event.happened_at, app.me.timezone)}</td><td class="nowrap">${event.person}</td><td>${eventText(event, app.me.timezone)}</td></tr>`)}</tbody></table>`
+          ${data.events.map((event) => html`<tr key=${event.number || event.subject}><td class="nowrap">${moment(event.happened_at, app.me.timezone)}</td><td class="nowrap">${event.person}</td><td>${eventText(event, app.me.timezone)}</td></tr>`)}</tbody></table>`
         : html`<p class="blank">还没有改动。</p>`
     }`;
 }

@@ -23,7 +23,7 @@ function Preview({ preview, person, onApply, busy }) {
       event.preventDefault();
       if (sure && !busy) onApply();
     }}>
-      <label>为防误按，请输入条数 <b>${count}</b> <input type="text" inputmode="numeric" autocomplete="off" size="6" value=${typed} data-testid="bulk-typed" onInput=${(event) => setTyped(event.target.value.trim())} /></label>
+      <label>为防误操作，请输入条数 <b>${count}</b> <input type="text" inputmode="numeric" autocomplete="off" size="6" value=${typed} data-testid="bulk-typed" onInput=${(event) => setTyped(event.target.value.trim())} /></label>
       <button type="submit" class="danger" data-testid="bulk-apply" disabled=${!sure || busy}>撤回这 ${number(count)} 条</button>
     </form>
   </section>`;

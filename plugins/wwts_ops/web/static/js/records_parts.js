@@ -1,8 +1,7 @@
 // What the parts of the records page share: what is read from the server, and thumbnails.
 
 import { html, useEffect, useState } from "../vendor/htm-preact.js";
-import { get } from "./api.js";
-import { picture } from "./format.js";
+import { get, pictureUrl } from "./api.js";
 
 /** {data, problem, reload}: what `path` answers; asked again when it changes. */
 export function useGot(path) {
@@ -27,5 +26,5 @@ export const Waiting = ({ problem, onAgain }) =>
 /** A thumbnail that may be missing. */
 export function Thumbnail({ content, title = "" }) {
   const [broken, setBroken] = useState(!content);
-  return html`<span class="pic">${broken ? html`<span class="cell-none">没有图片</span>` : html`<img src=${picture(content)} alt=${title} loading="lazy" decoding="async" onError=${() => setBroken(true)} />`}</span>`;
+  return html`<span class="pic">${broken ? html`<span class="cell-none">没有图片</span>` : html`<img src=${pictureUrl(content)} alt=${title} loading="lazy" decoding="async" onError=${() => setBroken(true)} />`}</span>`;
 }

@@ -1,7 +1,7 @@
 // One picture at a time: look, press a key, the next one is there.
 import { html, useEffect, useMemo, useReducer, useRef, useState } from "../vendor/htm-preact.js";
 import { get } from "./api.js";
-import { actionOf, freshDraft, past, SHARED_SKUS, told } from "./answer.js";
+import { actionOf, freshDraft, outcome, past, SHARED_SKUS, told } from "./answer.js";
 import { Alike, Strip } from "./alike.js";
 import { Empty } from "./empty.js";
 import { uuid } from "./format.js";
@@ -37,7 +37,8 @@ function Look({ look, app }) {
   useKeys(shortcuts(look, zoomer, app.may));
   return html`<div class="look">
     <section class="left" aria-label="图片">
-      <${Photo} item=${item} original=${draft.original} zoomer=${zoomer} onState=${look.setPicture} />
+      <${Photo} item=${item} original=${draft.original} zoomer=${zoomer} onState=${look.setPicture}
+        onZoom=${() => draft.original || look.set({ original: true })} />
       <div class="tools">
         <button type="button" class="tool" aria-keyshortcuts="z" onClick=${() => zoomer.current.toggle()}>放大<kbd aria-hidden="true">z</kbd></button>
         <button type="button" class="tool" aria-keyshortcuts="o" aria-pressed=${draft.original ? "true" : "false"} data-testid="original"
@@ -84,6 +85,9 @@ function shortcuts(look, zoomer, may) {
   };
 }
 
+// Whoever types ahead means the picture that was there: after a change that they did not make, keys are deaf for so long.
+const STARTLED_MS = 700;
+
 /** The state of the page and everything one can do on it. */
 function useLook(app) {
   const [, draw] = useReducer((count) => count + 1, 0);
@@ -95,11 +99,19 @@ function useLook(app) {
   useEffect(() => () => queue.close(), [queue]);
   const item = queue.current;
   const picture = useRef("loading");
+  const deafUntil = useRef(0);
   const look = { app, queue, item, draft: draftOf(item), dialog, last, setLast, searching, draw };
   Object.assign(look, {
     set: (change) => { Object.assign(draftOf(queue.current), change); draw(); },
     setPicture: (state) => { picture.current = state; },
+    /** The picture or its labels changed by themselves: what was being said was said of another. */
+    startled: () => {
+      deafUntil.current = performance.now() + STARTLED_MS;
+      if (dialog && dialog.kind !== "shared") look.shut();
+    },
+    deaf: () => performance.now() < deafUntil.current,
     open: (kind, more = {}) => {
+      if (look.deaf() && kind !== "shared") return;
       if (kind === "alike" && !item.siblings && !item.near) app.toast("这张没有同款或相似的图片。");
       else if (app.may || kind === "alike") setDialog({ kind, ...more });
     },
@@ -127,7 +139,7 @@ function answering(look, picture) {
   /** Records the answer and shows the next picture. change: fields of the action besides those of the draft. */
   const answer = (change) => {
     const item = queue.current;
-    if (!item || !app.may) return;
+    if (!item || !app.may || look.deaf()) return;
     if (picture.current === "loading") return app.toast("图片还没显示出来，请看到图片再回答。");
     if (item.skus > SHARED_SKUS && !change.shared_ok && change.kind !== "reject_image") {
       return look.open("shared", { item, change, message: null });
@@ -136,10 +148,11 @@ function answering(look, picture) {
   };
   const give = (item, change) => {
     const action = actionOf(item, draftOf(item), change, uuid());
-    past.push({ item, action });
+    past.push({ item, action, labelZh: change.label_zh });
     look.setLast({ item, text: told(action, item, change.label_zh), action });
     outbox.submit([action]);
-    queue.advance(action.also);
+    if (action.later) queue.leave(action.also);
+    else queue.advance(action.also);
     look.shut();
   };
   return {
@@ -149,7 +162,7 @@ function answering(look, picture) {
     choose: (tag) => answer(tag.label_id === queue.current?.label_id ? { kind: "confirm" } : { kind: "correct", labels: [tag.label_id], label_zh: tag.label_zh }),
     skip: () => {
       const item = queue.current;
-      if (!item) return;
+      if (!item || look.deaf()) return;
       past.push({ item, action: null });
       look.setLast({ item, text: "已跳过", action: null });
       queue.skip();
@@ -172,6 +185,7 @@ function backwards(look) {
     if (!step.action) return show(step.item, false);
     const forgotten = outbox.undo([step.action.answer_id]);
     show(step.item, forgotten.length === 0);
+    queue.reopen(step.action.also);
   };
   /** After a reload: the newest answer of this person, not sent yet or at the server. */
   const undoEarlier = async () => {
@@ -179,7 +193,9 @@ function backwards(look) {
       const unsent = outbox.newest();
       if (unsent) {
         const { item } = await get(`api/items/${unsent.content}`);
-        return show(item, outbox.undo([unsent.answer_id]).length === 0);
+        const before = queue.current;
+        show(item, outbox.undo([unsent.answer_id]).length === 0);
+        return queue.noticed(before);
       }
       const { answers } = await get("api/history?count=20");
       const newest = answers.find((one) => !one.retracted && one.kind !== "retract");
@@ -197,6 +213,11 @@ function useResults(look, queue) {
   now.current = look;
   useEffect(() => outbox.onResult((result, action) => heard(now.current, result, action)), []);
   useEffect(() => outbox.onUndone((...told) => takenBack(now.current, ...told)), []);
+  queue.startled = () => now.current.startled();
+  queue.altered = () => {
+    now.current.startled();
+    now.current.app.toast("这张图片的标签刚刚有更新，请再看一眼。");
+  };
   queue.lost = (contents) => {
     if (contents.includes(queue.current?.content)) now.current.app.toast("这张图片放得太久，已经交给别人了。");
   };
@@ -204,18 +225,34 @@ function useResults(look, queue) {
 
 function heard(look, result, action) {
   const mine = past.find((step) => step.action?.answer_id === result.answer_id);
-  if (result.status === "shared" && mine) {
+  const again = () => {
     forget(result.answer_id);
+    if (action) look.queue.reopen([action.content, ...action.also]);
+  };
+  if (result.status === "saved" || result.status === "held") {
+    if (result.status === "held" && action) look.queue.reopen(action.also); // they wait for a look of their own
+    if (mine) settled(look, result, mine);
+  } else if (result.status === "shared" && mine) {
+    again();
     // People type ahead: the dialog is deaf for a moment, so that no key meant for another picture answers it.
-    look.open("shared", { item: mine.item, change: action, message: result.message, wait: 700 });
+    const change = { ...action, label_zh: mine.labelZh };
+    look.open("shared", { item: mine.item, change, message: result.message, wait: STARTLED_MS });
   } else if (result.status === "conflict") {
-    forget(result.answer_id);
+    again();
     look.app.toast(result.message || `${result.by ?? "别人"}刚刚已经审核了这张图片，以对方的答案为准。`);
   } else if (result.status === "refused") {
-    forget(result.answer_id);
+    again();
     look.app.toast(result.message || "有一条答案没有被接受。", { tone: "bad" });
-    if (mine && action) look.queue.putBack(mine.item);
+    if (mine) look.queue.insert([mine.item]);
   }
+}
+
+/** Says no more than what the server did: in the line of the last answer, and in a message if that line is gone. */
+function settled(look, result, mine) {
+  const { text, notice } = outcome(result, mine);
+  const shown = look.last?.action?.answer_id === result.answer_id;
+  if (shown) look.setLast({ ...look.last, text });
+  if (notice && (!shown || mine.action.also.length)) look.app.toast(notice);
 }
 
 function forget(answerId) {
@@ -234,7 +271,9 @@ function takenBack(look, results, items, ids) {
   const asked = new Set(results.filter((one) => ids.includes(one.answer_id)).map((one) => one.content));
   const missing = items.filter((one) => !known.has(one.content) && one.state !== "done");
   look.queue.insert(missing.filter((one) => !asked.has(one.content)));
+  const before = look.queue.current;
   for (const item of missing.filter((one) => asked.has(one.content))) look.queue.putBack(item);
+  look.queue.noticed(before);
 }
 
 function focusStage() {

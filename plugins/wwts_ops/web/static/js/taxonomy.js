@@ -1,7 +1,9 @@
 // The labels and their category tree: looked up by all, changed by admins; every change is a new version.
 
 import { html, useEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
-import { address, byPath, leaf, levels, number } from "./format.js";
+import { url } from "./api.js";
+import { byPath, leaf, levels, number, zh } from "./format.js";
+import { useKeys } from "./keys.js";
 import * as labels from "./labels.js";
 import { Waiting, useGot } from "./records_parts.js";
 import { History, Import } from "./taxonomy_files.js";
@@ -32,6 +34,16 @@ function treeOf(categories) {
 }
 
 const within = (path, chosen) => !chosen || path === chosen || path.startsWith(`${chosen} > `);
+
+/** Category by category, and by name. */
+function inOrder(all) {
+  const paths = [...new Set(all.map((label) => label.category_path))].sort(byPath);
+  const place = new Map(paths.map((path, at) => [path, at]));
+  return [...all].sort(
+    (one, other) =>
+      place.get(one.category_path) - place.get(other.category_path) || zh.compare(one.label_zh, other.label_zh),
+  );
+}
 
 /** Labels that fit what is typed, best first: those found by name, pinyin and English, then those switched off. */
 function fitting(all, typed) {
@@ -104,10 +116,21 @@ function Tools({ admin, version, author, onNew, onImport, onHistory }) {
   return html`<div class="toolrow">
     ${admin && html`<button type="button" class="main" data-testid="taxonomy-new" onClick=${onNew}>新标签</button>`}
     ${admin && html`<button type="button" class="other" data-testid="taxonomy-import" onClick=${onImport}>导入…</button>`}
-    <a class="other" href=${address("api/taxonomy/export.csv")} download data-testid="taxonomy-csv">导出 CSV</a>
-    <a class="other" href=${address("api/taxonomy/export.xlsx")} download data-testid="taxonomy-xlsx">导出 Excel</a>
+    <a class="other" href=${url("api/taxonomy/export.csv")} download data-testid="taxonomy-csv">导出 CSV</a>
+    <a class="other" href=${url("api/taxonomy/export.xlsx")} download data-testid="taxonomy-xlsx">导出 Excel</a>
     <button type="button" class="other" data-testid="taxonomy-history" title=${`现在的版本：${version}${author && `，${author}`}`} onClick=${onHistory}>历史</button>
   </div>`;
+}
+
+/** What is edited or read beside the table; it has the focus, and Escape closes it wherever the focus is by then. */
+function Drawer({ what, onClose, children }) {
+  const box = useRef(null);
+  useKeys({ Escape: onClose }, { writing: ["Escape"] });
+  useEffect(() => {
+    if (!box.current.contains(document.activeElement)) box.current.focus();
+  }, [what]);
+  return html`<aside class="drawer" ref=${box} tabindex="-1" aria-label="编辑">
+    <button type="button" class="drawer-close" aria-label="关闭" title="关闭（Esc）" onClick=${onClose}>×</button>${children}</aside>`;
 }
 
 export default function Taxonomy({ app }) {
@@ -128,9 +151,10 @@ export default function Taxonomy({ app }) {
   }, [data?.version]);
   const byId = useMemo(() => new Map((data?.labels ?? []).map((label) => [label.label_id, label])), [data]);
   const tree = useMemo(() => treeOf(data?.categories ?? []), [data]);
+  const ordered = useMemo(() => inOrder(data?.labels ?? []), [data]);
   const found = useMemo(
-    () => fitting(data?.labels ?? [], typed).filter((label) => within(label.category_path, category)),
-    [data, typed, category, indexed],
+    () => fitting(ordered, typed).filter((label) => within(label.category_path, category)),
+    [ordered, typed, category, indexed],
   );
   if (!data)
     return html`<div class="pg-taxonomy"><div class="pad"><${Waiting} problem=${problem} onAgain=${reload} /></div></div>`;
@@ -146,7 +170,7 @@ export default function Taxonomy({ app }) {
   const applied = (count) => {
     setReview(null);
     setDrawer(null);
-    app.toast(`已生效：${number(count)} 处改动，标签体系有了新版本。`);
+    app.toast(`已生效：${number(count)} 处改动，今后按新版本打标；已经打过的，下次“全库重新打标”时更新。`);
     reload();
   };
   const node = tree.find(({ path }) => path === category);
@@ -169,13 +193,12 @@ export default function Taxonomy({ app }) {
     </div>
     ${
       drawer &&
-      html`<aside class="drawer" aria-label="编辑" onKeyDown=${(event) => event.key === "Escape" && !event.defaultPrevented && close()}>
-      <button type="button" class="drawer-close" aria-label="关闭" onClick=${close}>×</button>
+      html`<${Drawer} what=${drawer} onClose=${close}>
       ${"label" in drawer && html`<${LabelForm} key=${drawer.label?.label_id ?? "new"} label=${drawer.label} category=${category} tree=${tree} name=${name} byId=${byId} admin=${admin} onReview=${propose} />`}
       ${drawer.node && html`<${CategoryForm} key=${drawer.node.path} node=${drawer.node} tree=${tree} onReview=${propose} />`}
       ${drawer.files === "import" && html`<${Import} version=${data.version} name=${name} onApplied=${applied} onReload=${reload} />`}
       ${drawer.files === "history" && html`<${History} me=${app.me} name=${name} />`}
-    </aside>`
+    <//>`
     }
     ${review && html`<${Review} changes=${review.changes} version=${data.version} name=${name} onApplied=${applied} onClose=${() => setReview(null)} onReload=${reload} />`}
   </div>`;

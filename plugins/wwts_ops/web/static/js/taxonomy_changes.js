@@ -36,7 +36,7 @@ const FIELDS = {
   maps_to: "映射到",
   added: "新标签",
   removed: "删去",
-  forced_by: "要人看",
+  forced_by: "强制审核的原因",
   forced_category: "整类强制审核",
 };
 
@@ -54,7 +54,7 @@ export function shownValue(field, value, name) {
   return String(value);
 }
 
-/** {label_zh: 2, added: 1} as "2 处名称，1 处新标签". */
+/** {label_zh: 2, added: 1} as "名称 2，新标签 1". */
 export const countsText = (counts) =>
   Object.entries(counts ?? {})
     .map(([field, count]) => `${fieldName(field)} ${count.toLocaleString("zh-CN")}`)

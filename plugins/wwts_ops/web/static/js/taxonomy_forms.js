@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { send } from "./api.js";
-import { leaf, levels, number, synonyms } from "./format.js";
+import { examplePath, leaf, levels, number, synonyms } from "./format.js";
 import { LabelPicker } from "./picker.js";
 import { changesOf, fieldName, forceCategory, merge, moveCategory, shownValue } from "./taxonomy_changes.js";
 import { Dialog } from "./ui.js";
@@ -64,7 +64,7 @@ export function Review({ changes, version, name, onApplied, onClose, onReload })
 
 /** A category path, of those there are or a new one. */
 function PathField({ value, tree, onInput, disabled }) {
-  return html`<label>类目<input list="paths" required disabled=${disabled} value=${value} placeholder="食品 > 饮料 > 水" autocomplete="off" onInput=${(event) => onInput(event.target.value)} />
+  return html`<label>类目<input list="paths" required disabled=${disabled} value=${value} placeholder=${`例如：${examplePath(tree.map(({ path }) => path))}`} autocomplete="off" onInput=${(event) => onInput(event.target.value)} />
     <datalist id="paths">${tree.map(({ path }) => html`<option value=${path}></option>`)}</datalist><small>各级之间用 > 分开，最多三级；没有的会新建。</small></label>`;
 }
 
@@ -105,7 +105,8 @@ export function LabelForm({ label, category, tree, name, admin, onReview }) {
     category_path: trimmed(form.category_path),
   };
   const changes = into ? merge(label.label_id, into) : changesOf(before, after);
-  const ready = changes.length > 0 && after.label_zh && after.category_path;
+  const missing = [after.label_zh || "名称", after.category_path || "类目"].filter((one, place) => one === ["名称", "类目"][place]);
+  const ready = changes.length > 0 && !missing.length;
   const save = (event) => {
     event.preventDefault();
     if (ready) onReview(changes);
@@ -120,7 +121,7 @@ export function LabelForm({ label, category, tree, name, admin, onReview }) {
       <label class="switch"><input type="checkbox" checked=${form.forced_review} data-testid="taxonomy-forced" onChange=${set("forced_review")} /> 强制审核<small>模型再有把握也给人看。</small></label>
       ${label && html`<label class="switch"><input type="checkbox" checked=${!form.enabled} data-testid="taxonomy-off" onChange=${(event) => setForm({ ...form, enabled: !event.target.checked })} /> 停用<small>不再给图片打这个标签，也搜不到。</small></label>`}
       ${label && admin && html`<${OtherLabel} title="映射到" testid="taxonomy-map" hint="模型认出这个标签时，给图片打上另一个。" value=${form.maps_to} name=${name} onPick=${(id) => setForm({ ...form, maps_to: id })} onClear=${() => setForm({ ...form, maps_to: "" })} />`}
-      ${label && admin && html`<${OtherLabel} title="合并到…" testid="taxonomy-merge" hint="停用这个标签，它的名字成为另一个的同义词。" value=${into} name=${name} onPick=${setInto} onClear=${() => setInto("")} />`}
+      ${label && admin && html`<${OtherLabel} title="合并到" testid="taxonomy-merge" hint="停用这个标签，它的名字成为另一个的同义词。" value=${into} name=${name} onPick=${setInto} onClear=${() => setInto("")} />`}
     </fieldset>
     ${admin && html`<p class="edit-actions"><button type="submit" class="main" data-testid="taxonomy-save" disabled=${!ready}>${into ? `预览：合并到“${name(into)}”` : "预览改动"}</button></p>`}
   </form>`;
