@@ -29,7 +29,12 @@ FORM = {
         title="最少新答案数",
         description="自上次训练以来，答案有变化（含撤回）的图片少于这个数就跳过",
     ),
-    "force": Param(default=False, type="boolean", title="强制训练", description="没有新答案也训练"),
+    "force": Param(
+        default=False,
+        type="boolean",
+        title="强制训练",
+        description="没有新答案、已经训练过，或者只有旧标签，也训练一次",
+    ),
     "backbone": Param(
         None,
         type=["null", "string"],

@@ -87,7 +87,8 @@ def reliability(report: AccuracyReport, font: Font) -> bytes:
     counts.set(xlim=(0, 1))
     _labels(curve, say, "", say("实际正确率"))
     _labels(counts, say, say("置信度"), say("坏例数"))
-    _legend(curve, say, loc="upper left")
+    # Above the plot: points lie anywhere in it.
+    _legend(curve, say, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     return _png(figure)
 
 
@@ -241,8 +242,9 @@ def _ticks(axes: Any, say: _Speech) -> None:
         label.set_fontproperties(say.font(9.5))
 
 
-def _legend(axes: Any, say: _Speech, loc: str = "upper right") -> None:
-    axes.legend(prop=say.font(10), loc=loc, frameon=True, facecolor=_PAPER, edgecolor="none", labelcolor=_INK)
+def _legend(axes: Any, say: _Speech, loc: str = "upper right", **placed: Any) -> None:
+    style = {"frameon": True, "facecolor": _PAPER, "edgecolor": "none", "labelcolor": _INK}
+    axes.legend(prop=say.font(10), loc=loc, **style, **placed)
 
 
 def _pairs(axes: Any, say: _Speech, pairs: Sequence[tuple[str, str]]) -> Any:

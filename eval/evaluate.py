@@ -23,13 +23,12 @@ from eval import gate, latency, metrics, record, serving
 from eval.reports import AccuracyReport, CaseResult, LatencyReport, Metrics, Model, Paired, Reports
 from eval.serving import Serving, Subject, Unreadable
 from wwts_ops import badcases as bad_cases
-from wwts_ops import planning, promotion, registry, taxonomy
+from wwts_ops import lessons, planning, promotion, registry, taxonomy
 from wwts_ops.badcases import BadCase, Snapshot
 from wwts_ops.embeddings import KnownContents
 from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
-from wwts_ops.tagdiff import learned
 from wwts_ops.taxonomy import Taxonomy
 from wwts_ops.tracking import ModelVersion
 from wwts_ops.verdict import Mode, Verdict
@@ -125,7 +124,7 @@ def prepare(settings: Settings, version: str | None, badcases: str | None) -> Or
     if not snapshot.active:
         raise WwtsError(f"Every bad case of {snapshot.name} is retired; import some with `wwts badcases import`.")
     if model.version != champion.version:
-        _refuse_lessons(settings, store, model, snapshot)
+        _refuse_lessons(settings, model, snapshot)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     return Order(
         evaluation=f"v{model.version}-vs-v{champion.version}-{snapshot.name}-{stamp}",
@@ -224,15 +223,14 @@ def judge(settings: Settings, order: Order, mode: Mode, actor: str, run: str) ->
     return verdict
 
 
-def _refuse_lessons(settings: Settings, store: Store, model: ModelVersion, snapshot: Snapshot) -> None:
+def _refuse_lessons(settings: Settings, model: ModelVersion, snapshot: Snapshot) -> None:
     """What a version has learned by heart says nothing of it: such cases were curated after its training."""
-    found = learned.contents(store, learned.training_of(settings, model))
-    known = set() if found is None else set(found.to_pylist())
-    count = sum(case.content_sha256 in known for case in snapshot.active)
-    if count:
+    cases = lessons.found(settings, model, snapshot)
+    if cases:
         raise WwtsError(
-            f"{model} has learned from {count} of the {len(snapshot.active)} bad cases of {snapshot.name}, so they "
-            "cannot judge it; run retrain_head with force, which keeps them out, and evaluate that version."
+            f"{model} has learned from {len(cases)} of the {len(snapshot.active)} bad cases of {snapshot.name}, so "
+            f"they cannot judge it: {lessons.named(cases)}. Run retrain_head with force, which keeps them out, and "
+            "evaluate that version; or take back what should be none with `wwts badcases retire`."
         )
 
 

@@ -92,7 +92,8 @@ def _group(accuracy: AccuracyReport, name: str) -> Group:
     paired = accuracy.paired.get(name)
     told = wording.NONE
     if paired is not None and paired.n:
-        chance = "" if paired.p_value is None else f"，{figures.chance(paired.p_value)}"
+        # In a narrow column "p = 0.508" stays on one line.
+        chance = "" if paired.p_value is None else f"，{figures.chance(paired.p_value).replace(' ', chr(0xA0))}"
         told = f"变对 {paired.wins} 条，变错 {paired.losses} 条{chance}"
     champion, challenger = (_estimates(report.get(name)) for report in (accuracy.champion, accuracy.challenger))
     return Group(wording.group_title(name), accuracy.groups[name], champion, challenger, told)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from eval.reports import Estimate, Metrics, Reports
     from wwts_ops.verdict import RuleOutcome
 
-_SIGNS: dict[Outcome, str] = {"failed": "❌", "insufficient": "❌", "advisory": "⚠️", "passed": "✅"}
-OUTCOMES: dict[Outcome, str] = {outcome: f"{_SIGNS[outcome]} {words}" for outcome, words in verdict.OUTCOMES.items()}
+OUTCOMES: dict[Outcome, str] = {
+    outcome: f"{verdict.SIGNS[outcome]} {words}" for outcome, words in verdict.OUTCOMES.items()
+}
 MODES = {"enforced": "正式评测", "dry_run": "仅演练，不作为上线依据"}
 #: What a reader looks for first.
 URGENCY: tuple[Outcome, ...] = tuple(OUTCOMES)

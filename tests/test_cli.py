@@ -363,8 +363,10 @@ def test_models_list_shows_the_champion(night: FinishedNight, tmp_path: Path) ->
     sha = rows(night, "tags")[0]["model_sha256"]
     (line,) = (line for line in run.out.splitlines() if "champion" in line)
     assert sha[:12] in line
+    assert " efficientnet-lite0 " in line
+    assert "UTC" not in run.out, "as every other table, in the shop's time zone"
     empty = wwts(tmp_path / "store", "models", "list")
-    assert empty.code == 0
+    assert (empty.code, empty.out.startswith("No version of wwts-tagger")) == (0, True)
     assert not (tmp_path / "store.state" / "mlflow.db").exists(), "looking must not create a registry"
 
 

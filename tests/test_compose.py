@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,7 +21,8 @@ import yaml
 from conftest import free_ports
 from database_server import Cluster
 
-from wwts_ops import watchdog
+from wwts_ops import logins, watchdog
+from wwts_ops.errors import WwtsError
 from wwts_ops.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -33,11 +35,11 @@ SECRETS = (
     "AIRFLOW_JWT_SECRET",
     "AIRFLOW_FERNET_KEY",
 )
-VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?::([-?])([^}]*))?\})")
+VARIABLE = re.compile(r"\$(?:(\$)|\{(\w+)(?::([-?])((?:[^{}]|\{\w[^{}]*\})*))?\})")
 
 
 def interpolated(text: str, values: dict[str, str]) -> str:
-    """``$$``, ``${A}``, ``${A:-default}`` and ``${A:?message}``, as the Compose specification has them."""
+    """``$$``, ``${A}``, ``${A:-default}`` and ``${A:?message}``, as the Compose specification has them, nested too."""
 
     def value(match: re.Match[str]) -> str:
         dollar, name, operator, rest = match.groups()
@@ -46,7 +48,7 @@ def interpolated(text: str, values: dict[str, str]) -> str:
         found = values.get(name, "")
         if not found and operator == "?":
             raise KeyError(f"{name}: {rest}")
-        return found or (rest if operator == "-" else "")
+        return found or (interpolated(rest, values) if operator == "-" else "")
 
     return VARIABLE.sub(value, text)
 
@@ -173,6 +175,49 @@ def test_the_night_ends_before_the_shop_opens(tmp_path: Path) -> None:
     assert interpolated(environment["WWTS_TIMEZONE"], {}) == "Asia/Shanghai"
 
 
+@pytest.mark.parametrize(
+    ("given", "airflow", "mlflow"),
+    [
+        ({}, "http://localhost:8080", "http://localhost:5000"),
+        ({"AIRFLOW_PORT": "8090", "MLFLOW_PORT": "5050"}, "http://localhost:8090", "http://localhost:5050"),
+        (
+            {"WWTS_PUBLIC_URL": "https://a.example", "WWTS_MLFLOW_PUBLIC_URL": "https://m.example"},
+            *("https://a.example", "https://m.example"),
+        ),
+    ],
+)
+def test_links_lead_where_a_browser_can_go(given: dict[str, str], airflow: str, mlflow: str, tmp_path: Path) -> None:
+    """The name by which the parts call MLflow is known inside only."""
+    environment, values = SERVICES["scheduler"]["environment"], generated_env(tmp_path) | given
+    assert interpolated(environment["WWTS_PUBLIC_URL"], values) == airflow
+    assert interpolated(environment["WWTS_MLFLOW_PUBLIC_URL"], values) == mlflow
+
+
+class TestLogins:
+    def test_passwords_that_exist_stay_and_admins_is_the_one_of_env(self, tmp_path: Path) -> None:
+        path = tmp_path / "passwords.json"
+        assert logins.write(path, "admin:admin", {"admin": "first"}) == []
+        assert logins.write(path, "admin:admin, li.na:viewer", {"admin": "first"}) == ["li.na"]
+        made = json.loads(path.read_text())
+        assert len(made["li.na"]) >= 16
+        assert logins.write(path, "admin:admin,li.na:viewer,wang:op", {"admin": "second"}) == ["wang"]
+        assert json.loads(path.read_text()) | {"wang": ""} == {"admin": "second", "li.na": made["li.na"], "wang": ""}
+        assert path.stat().st_mode & 0o077 == 0
+        assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+    @pytest.mark.parametrize("users", ["li.na", "li.na:boss", ":viewer"])
+    def test_who_cannot_be_a_user_is_named(self, users: str, tmp_path: Path) -> None:
+        with pytest.raises(WwtsError, match=re.escape(repr(users))):
+            logins.write(tmp_path / "passwords.json", f"admin:admin,{users}", {})
+        assert not (tmp_path / "passwords.json").exists()
+
+    def test_a_damaged_file_is_left_as_it_is(self, tmp_path: Path) -> None:
+        (tmp_path / "passwords.json").write_text("{")
+        with pytest.raises(WwtsError, match="holds no passwords"):
+            logins.write(tmp_path / "passwords.json", "admin:admin", {})
+        assert (tmp_path / "passwords.json").read_text() == "{"
+
+
 # ------------------------------------------------------------------ started, without Docker
 
 
@@ -250,7 +295,7 @@ def _made(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("compose")
-    found = Machine(folder, generated_env(folder))
+    found = Machine(folder, generated_env(folder) | {"AIRFLOW_USERS": "admin:admin,li.na:viewer"})
     stop_postgres = start_postgres(found)
     try:
         found.wait_healthy("postgres", prefix=f"{postgres_binaries()}/")
@@ -322,6 +367,14 @@ def test_the_admin_password_of_env_logs_in_and_nobody_else_does(machine: Machine
     token = httpx.post(f"{url}/auth/token", json=login, trust_env=False).json()["access_token"]
     pools = httpx.get(f"{url}/api/v2/pools", headers={"Authorization": f"Bearer {token}"}, trust_env=False).json()
     assert "wwts_gpu" in {pool["name"] for pool in pools["pools"]}
+
+
+@pytest.mark.slow
+def test_another_person_logs_in_with_a_password_of_her_own(machine: Machine) -> None:
+    passwords = json.loads(Path(machine.here("/airflow/passwords.json")).read_text())
+    login = {"username": "li.na", "password": passwords["li.na"]}
+    answer = httpx.post(machine.here("http://api-server:8080/auth/token"), json=login, trust_env=False)
+    assert answer.json()["access_token"]
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_tasks_of_ours_are_not_imported_by_parsing(usual: dict[str, Any]) -> Non
     loaded = {name for name in usual["imported"] if name.startswith("wwts_ops")}
     assert loaded <= {
         "wwts_ops",
-        *(f"wwts_ops.{name}" for name in ("settings", "errors", "dag_defaults", "dag_promotion", "links")),
+        *(f"wwts_ops.{name}" for name in ("settings", "addresses", "errors", "dag_defaults", "dag_promotion", "links")),
     }
 
 

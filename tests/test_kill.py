@@ -185,7 +185,7 @@ def test_an_undisturbed_night_has_all_rows(shop: Shop) -> None:
 
 def test_killed_anywhere_and_started_again_it_ends_the_same(shop: Shop) -> None:
     kills = _spread(shop.changes)
-    assert len(kills) == 2 * len(_kinds(shop.changes)) >= 20, kills
+    assert len(kills) == 2 * len(_kinds(shop.changes)) >= 16, kills
     for number, moment in kills:
         store = shop.store(f"kill-{number}-{moment}")
         assert _run(shop, store, number, moment) == -signal.SIGKILL
@@ -207,7 +207,7 @@ def test_killed_again_and_again_it_ends_the_same(shop: Shop) -> None:
 def test_two_at_once_and_one_is_killed(shop: Shop) -> None:
     """Two share the work, so one that starts late may be through before its kill: most of these must be killed."""
     ends = []
-    for at in (2, 3, 4, 5, 6, 8):
+    for at in (2, 3, 5, 8):
         store = shop.store(f"two-{at}")
         first = _start(shop, store, at=at, moment="after")
         second = _start(shop, store, at=0)
@@ -216,7 +216,7 @@ def test_two_at_once_and_one_is_killed(shop: Shop) -> None:
         assert _run(shop, store, at=0) == 0
         _check(shop, store)
     assert set(ends) <= {-signal.SIGKILL, 0}
-    assert ends.count(-signal.SIGKILL) >= 3
+    assert ends.count(-signal.SIGKILL) >= 2
 
 
 def test_two_at_once_and_both_are_killed(shop: Shop) -> None:

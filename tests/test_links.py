@@ -21,13 +21,13 @@ from wwts_ops.settings import Settings
 pytestmark = pytest.mark.slow
 
 Make = Callable[..., Settings]
-REPORT, VERSION, RUN = "日报", "模型版本（MLflow）", "训练记录（MLflow）"
+REPORT, VERSION, RUN, DIFF = "日报", "模型版本（MLflow）", "训练记录（MLflow）", "标签变化"
 AIRFLOW = "https://airflow.shop.example"
 
 #: DAGs called as ours, with tasks called as ours that return what ours return; and one of somebody else's.
 DAGS = """
-from airflow.sdk import dag, task
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk import dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from wwts_ops import links
 
 
@@ -63,7 +63,59 @@ def evaluate_model():
     def prepare():
         raise AirflowSkipException("nothing to do")
 
-    prepare()
+    @task
+    def judge():
+        return None
+
+    prepare() >> judge()
+
+
+@dag(dag_id="retrain_head", schedule=None)
+def retrain_head():
+    @task
+    def register() -> str:
+        return "1"
+
+    @task
+    def evaluate():
+        return None
+
+    @task
+    def gate() -> dict:
+        return {"version": "1", "outcome": "failed"}
+
+    @task
+    def tag_diff():
+        return "1"
+
+    @task.short_circuit
+    def promote():
+        get_current_context()["ti"].xcom_push(key="version", value="1")
+        return False
+
+    @task
+    def prepare():
+        return None
+
+    @task
+    def move():
+        return None
+
+    register() >> evaluate() >> gate() >> tag_diff() >> promote() >> prepare() >> move()
+
+
+@dag(dag_id="shop_promote_model", schedule=None)
+def refused():
+    @task
+    def prepare():
+        get_current_context()["ti"].xcom_push(key="version", value="1")
+        raise AirflowFailException("it may not go live")
+
+    @task
+    def move():
+        return None
+
+    prepare() >> move()
 
 
 @dag(dag_id="somebody_elses", schedule=None)
@@ -75,9 +127,20 @@ def somebody_elses():
     report()
 
 
-for make in (tag_catalog, promote_model, evaluate_model, somebody_elses):
+for make in (tag_catalog, promote_model, evaluate_model, retrain_head, somebody_elses):
     links.attach(make.function.__name__ if hasattr(make, "function") else make.__name__, make())
+links.attach("promote_model", refused())
 """
+
+
+DAG_IDS = (
+    "tag_catalog",
+    "promote_model",
+    "evaluate_model",
+    "retrain_head",
+    "shop_promote_model",
+    "somebody_elses",
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +153,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
     run = client.create_run(client.create_experiment("wwts-training"))
     client.create_registered_model("wwts-tagger")
     client.create_model_version("wwts-tagger", (folder / "artifacts").as_uri(), run_id=run.info.run_id)
+    client.set_model_version_tag("wwts-tagger", "1", "tagdiff.summary", '{"folder": "tagdiffs/a-b-c"}')
     client.create_model_version("wwts-tagger", (folder / "artifacts").as_uri())
     found = Mlflow(folder)
     found.start()
@@ -108,12 +172,12 @@ def kept(tmp_path_factory: pytest.TempPathFactory, server: Mlflow) -> Kept:
         patch.setenv("AIRFLOW__CORE__DAGS_FOLDER", str(folder / "dags"))
         uri = server.uri.replace("http://", "http://anna:s3cret@")
         given = settings.load(store=str(folder / "store"), mlflow_tracking_uri=uri, public_url=f"{AIRFLOW}/")
-        steps = [(name, {}) for name in ("tag_catalog", "promote_model", "evaluate_model", "somebody_elses")]
+        steps = [(name, {}) for name in DAG_IDS]
         return dag_aftermath.run(given, steps, folder)
 
 
 def test_the_report_of_the_night(kept: Kept) -> None:
-    assert kept.codes == [0, 0, 0, 0]
+    assert dict(zip(DAG_IDS, kept.codes, strict=True)) == {**dict.fromkeys(DAG_IDS, 0), "shop_promote_model": 1}
     assert kept.links["tag_catalog"]["report"] == {REPORT: f"{AIRFLOW}/wwts/reports/2026-11-23/"}
 
 
@@ -123,7 +187,13 @@ def test_the_version_and_the_run_it_came_from(kept: Kept, server: Mlflow) -> Non
         VERSION: f"{server.uri}/#/models/wwts-tagger/versions/1",
         RUN: f"{server.uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}",
     }
-    assert kept.links["promote_model"] == {"prepare": expected, "move": expected}
+    diff = {DIFF: f"{AIRFLOW}/wwts/tagdiffs/a-b-c/"}
+    assert kept.links["promote_model"] == {"prepare": {**diff, **expected}, "move": expected}
+    trained = kept.links["retrain_head"]
+    assert trained["gate"] == trained["register"] == trained["promote"] == expected
+    assert trained["tag_diff"] == {**diff, **expected}
+    # Refused: whoever looks why finds the version.
+    assert kept.links["shop_promote_model"]["prepare"] == {**diff, **expected}
     assert "s3cret" not in json.dumps(kept.links)
 
 
@@ -202,4 +272,4 @@ def test_every_dag_of_ours_gives_its_tasks_their_links() -> None:
         text = (ROOT / "dags" / f"{name}.py").read_text(encoding="utf-8")
         assert f'\nlinks.attach("{name}", {name}())\n' in text
     given = {one.name for tasks in links.TASKS.values() for ones in tasks.values() for one in ones}
-    assert given == {REPORT, VERSION, RUN}
+    assert given == {REPORT, VERSION, RUN, DIFF}

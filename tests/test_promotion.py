@@ -22,7 +22,7 @@ from forkserver import CONTEXT
 from move_shop import Shop, ended, mlflow_server
 from night_run import wwts
 
-from wwts_ops import promotion
+from wwts_ops import promotion, tracking
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.promotion import Override
 
@@ -180,19 +180,34 @@ class TestRefused:
         assert "丢了一张不能丢的图" in told
         assert told.endswith("未通过的门禁规则：不许退步")
 
+    def test_a_training_that_asked_for_its_promotion_beforehand_leaves_it_out(self, shop: Shop) -> None:
+        """The gate's no is a result, told in a sentence; who asks for the version by its number is refused."""
+        failed = shop.fail("2")
+        told = promotion.hindrance(shop.settings, "2")
+        assert told is not None
+        assert "版本 2 未通过门禁（不许退步）" in told
+        assert "版本 2 不能上线" in refusal(promotion.propose, shop.settings, failed.model_version, None)
+        shop.promote("3")
+        assert "已经是当前启用" in str(promotion.hindrance(shop.settings, "3"))
+        shop.judge("2", champion="3")
+        assert promotion.hindrance(shop.settings, "2") is None
+
+    def test_a_version_that_nobody_judged_is_no_result(self, shop: Shop) -> None:
+        assert "never judged" in refusal(promotion.hindrance, shop.settings, "2")
+
     @pytest.mark.parametrize("override", [None, Override("bob", "urgent")])
     def test_a_dry_run_permits_nothing(self, shop: Shop, override: Override | None) -> None:
         shop.judge("2", mode="dry_run")
-        assert "dry run" in refusal(promotion.propose, shop.settings, "2", override)
+        assert "来自演练" in refusal(promotion.propose, shop.settings, "2", override)
 
     @pytest.mark.parametrize("override", [None, Override("bob", "urgent")])
     @pytest.mark.parametrize(
         ("changes", "told"),
         [
-            ({"model_sha256": "f" * 64}, "about another model"),
-            ({"model_version": "3"}, "about another model"),
-            ({"champion_version": "3"}, "compared with version 3, but version 1 is champion now"),
-            ({"champion_sha256": "f" * 64}, "another SHA-256"),
+            ({"model_sha256": "f" * 64}, "不是现在登记的这个模型"),
+            ({"model_version": "3"}, "不是现在登记的这个模型"),
+            ({"champion_version": "3"}, "对比的是版本 3，而现在启用的是版本 1"),
+            ({"champion_sha256": "f" * 64}, "SHA-256 后来变了"),
         ],
     )
     def test_a_verdict_about_something_else(
@@ -208,7 +223,7 @@ class TestRefused:
     @pytest.mark.parametrize(("by", "reason"), [("", "urgent"), ("bob", " "), ("", "")])
     def test_an_override_without_name_or_reason(self, shop: Shop, by: str, reason: str) -> None:
         shop.fail("2")
-        assert "override needs" in refusal(promotion.propose, shop.settings, "2", Override(by, reason))
+        assert "强制上线要写明" in refusal(promotion.propose, shop.settings, "2", Override(by, reason))
 
     @pytest.mark.parametrize("status", ["PENDING", "FAILED"])
     def test_a_half_uploaded_version(self, shop: Shop, status: str) -> None:
@@ -235,7 +250,7 @@ class TestRefused:
         assert "不许退步" in refusal(promotion.promote, shop.settings, failed, "anna", "carol", "p2")
         shop.promote("3")
         told = refusal(promotion.promote, shop.settings, late, "anna", "carol", "p3")
-        assert "version 3 is champion now" in told
+        assert "现在启用的是版本 3" in told
         assert shop.aliases() == {"champion": "3", "previous": "1"}
         assert shop.champions() == [("adopt", "1"), ("promote", "3")]
 
@@ -273,17 +288,28 @@ class TestOverride:
 class TestSummary:
     def test_a_person_sees_what_is_decided(self, shop: Shop) -> None:
         shop.fail("2")
-        told = promotion.propose(shop.settings, "2", Override("bob", "[x](http://evil) <b>")).summary
+        proposal = promotion.propose(shop.settings, "2", Override("bob", "[x](http://evil) <b>"))
+        told, rules = proposal.summary, proposal.rules
         for text in ("当前启用**：版本 1", "候选**：版本 2", "b000001-0123456789ab", "bob", "丢了一张不能丢的图"):
             assert text in told
-        rows = [line for line in told.splitlines() if line.startswith("| ")]
-        assert [row.split(" | ")[0].removeprefix("| ") for row in rows[2:]] == [
-            "不许退步",
-            "P95 \\| 之比",
-            "首位准确率",
-        ]
+        rows = [line for line in rules.splitlines() if line.startswith("| ")]
+        assert [row.split(" | ")[1] for row in rows[2:]] == ["不许退步", "P95 \\| 之比", "首位准确率"]
+        assert [row[2:4].strip("\u2060") for row in rows[2:]] == ["❌", "⚠\ufe0f", "✅"]
         assert all(row.replace("\\|", "").count("|") == 5 for row in rows)
         assert "理由：\\[x\\](http://\u200bevil) \\<b\\>" in told
+
+    def test_without_pages_of_mlflow_the_evaluation_is_named(self, shop: Shop) -> None:
+        assert "MLflow 运行 `rrrr" in shop.propose("2").summary
+        assert "](" not in shop.propose("2").summary
+
+    def test_it_links_to_the_version_and_the_evaluation(self, shop: Shop) -> None:
+        with tracking.connected(shop.settings) as client:
+            run = client.create_run(tracking.experiment(client, shop.settings, "moves")).info
+        shop.judge("2", run_id=run.run_id)
+        found = shop.settings.model_copy(update={"mlflow_public_url": "https://mlflow.shop.example/"})
+        told = promotion.propose(found, "2", None).summary
+        assert f"(https://mlflow.shop.example/#/models/{shop.name}/versions/2)" in told
+        assert f"(https://mlflow.shop.example/#/experiments/{run.experiment_id}/runs/{run.run_id})" in told
 
     def test_it_says_that_a_version_was_rolled_back(self, shop: Shop) -> None:
         assert "被回退" not in shop.propose("2").summary
@@ -392,7 +418,7 @@ class TestKilled:
             assert "actor of p1 (promote, run p1) is moving" in told
             shop.expire()
             told = refusal(promotion.promote, shop.settings, other, "bob", None, "p2")
-            assert "version 2 is champion now" in told
+            assert "现在启用的是版本 2" in told
             assert shop.aliases() == {"champion": "2", "previous": "1"}
             assert moved(shop) == PROMOTED
             assert shop.state() == "idle"
@@ -420,7 +446,7 @@ class TestAtOnce:
             assert shop.champions() == [("adopt", "1"), ("promote", winner)]
             busy, late = (
                 f"actor of to-{winner} (promote, run to-{winner}) is moving",
-                f"version {winner} is champion now",
+                f"现在启用的是版本 {winner}",
             )
             assert busy in told[loser]["refused"] or late in told[loser]["refused"]
 
@@ -437,7 +463,7 @@ class TestAtOnce:
             asleep.kill()
         assert shop.aliases() == {"champion": "1"}
         shop.expire()
-        assert "version 2 is champion now" in refusal(promotion.promote, shop.settings, other, "bob", None, "p2")
+        assert "现在启用的是版本 2" in refusal(promotion.promote, shop.settings, other, "bob", None, "p2")
         promotion.rollback(shop.settings, None, "bob", "", "r1")
         os.kill(asleep.pid or 0, signal.SIGCONT)
         assert ended(asleep) == 0
@@ -460,7 +486,7 @@ class TestAtOnce:
         assert shop.aliases() == {"champion": "3", "previous": "1"}
         assert moved(shop) == PROMOTED[:2]
         told = refusal(promotion.promote, shop.settings, proposal, "anna", "carol", "p2")
-        assert "version 3 is champion now" in told
+        assert "现在启用的是版本 3" in told
         assert shop.state() == "idle"
 
     def test_an_interrupted_promotion_whose_verdict_fell_is_taken_back(self, shop: Shop) -> None:
@@ -472,7 +498,7 @@ class TestAtOnce:
         assert shop.aliases() == {"champion": "3", "previous": "1"}
         assert shop.champions() == [("adopt", "1"), ("promote", "3")]
         told = refusal(promotion.promote, shop.settings, proposal, "actor of p1", "carol", "p1")
-        assert "version 3 is champion now" in told
+        assert "现在启用的是版本 3" in told
 
     def test_what_was_audited_already_stays_whatever_came_after(self, on_sqlite: Make) -> None:
         """Killed between the audit and its tags; then somebody moved the alias, and the version was judged again."""
@@ -580,7 +606,7 @@ class TestAway:
 
 
 def test_the_command_shows_the_history_newest_first(shop: Shop) -> None:
-    assert "champion" not in command(shop)
+    assert command(shop) == f"No alias of {shop.name} was moved yet.\n"
     shop.fail("2")
     proposal = promotion.propose(shop.settings, "2", Override("老王", "[bold]演练[/bold]"))
     promotion.promote(shop.settings, proposal, "anna", "carol", "p1")

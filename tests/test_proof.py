@@ -1,4 +1,4 @@
-"""The gate through its DAGs, on a real MLflow, at the shipped rules (with more patience): what is blocked, let through, and taken back.
+"""The gate through its DAGs, on a real MLflow, at the shipped rules with more patience: what is blocked and taken back.
 
 One shop, seven versions made to measure (``gate_shop.py``), one chain of runs; each test looks at one promise.
 """

@@ -90,6 +90,7 @@ def test_make_demo_tells_what_the_readme_says(demo_night: str, shop: Path) -> No
     assert page
     assert Path(page[1]).is_file()
     assert Path(page[1]).is_relative_to(shop)
+    assert "WWTS_STORE=.wwts/demo/store make up" in demo_night
 
 
 def test_a_second_demo_finds_nothing_new(demo_night: str, shop: Path) -> None:
@@ -112,8 +113,8 @@ def test_every_command_runs(demo_night: str, shop: Path) -> None:
         )
         if script.strip():
             _run(script, shop)
-    assert (shop / "tags.xlsx").stat().st_size > 1000
-    assert (shop / "taxonomy.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+    assert (shop / ".wwts" / "tags.xlsx").stat().st_size > 1000
+    assert (shop / ".wwts" / "taxonomy.csv").read_bytes().startswith(b"\xef\xbb\xbf")
 
 
 def test_every_python_example_runs_and_prints_rows(demo_night: str, shop: Path) -> None:

@@ -35,8 +35,11 @@ STARTLED = """([told, key]) => new Promise((resolve) => {
     dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }));
 })"""
 DEAF_MS = 800
-#: How much larger than it is a thumbnail is shown, and what rounding adds; the box it stands in may be less high.
-TWICE = 2.75
+#: How many times its own size a picture is shown.
+ENLARGED = """(image) => {
+    const { width, height } = image.getBoundingClientRect();
+    return Math.min(width / image.naturalWidth, height / image.naturalHeight);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +318,8 @@ def test_names_come_before_synonyms_and_the_synonym_that_was_found_is_told(enter
                 ['t:tomato', '西红柿', '', '番茄', '蔬菜', 'xi hong shi|fan qie', ''],
                 ['t:sauce', '番茄酱', '', '', '调料', 'fan qie jiang', ''],
             ]);
-            const told = (asked) => labels.search(asked).map(([label]) => [label.label_id, labels.synonymOf(label, asked)]);
+            const of = (label, asked) => [label.label_id, labels.synonymOf(label, asked)];
+            const told = (asked) => labels.search(asked).map(([label]) => of(label, asked));
             return Object.fromEntries(['pingguo', '苹果', 'fanqie', 'mp3'].map((asked) => [asked, told(asked)]));
         }"""
     )
@@ -331,7 +335,7 @@ def test_names_come_before_synonyms_and_the_synonym_that_was_found_is_told(enter
 @pytest.mark.parametrize("title", ["日期", "类目", "标签", "审核类型", "判定依据"])
 def test_a_filter_is_chosen_by_its_words(enter: Enters, title: str) -> None:
     page = enter(LI)
-    page.get_by_test_id("filters").get_by_role("button", name=title).click()
+    page.get_by_test_id("filters").get_by_role("button", name=title, exact=True).click()
     sheet = page.get_by_role("dialog", name=title)
     sheet.locator(".choices-name").first.click()
     expect(sheet.get_by_role("checkbox").first).to_be_checked()
@@ -381,13 +385,17 @@ def test_zooming_fetches_the_original_and_keeps_the_thumbnail_until_it_is_there(
     page.reload()
     photo = page.get_by_test_id("photo")
     expect(page.get_by_test_id("finer")).to_have_text("按 z 放大看原图")
-    assert photo.evaluate("(image) => image.getBoundingClientRect().width / image.naturalWidth") <= TWICE
+    assert photo.evaluate(ENLARGED) == pytest.approx(2, abs=0.01)
     asked: list[Route] = []
-    page.route("**/originals/*", asked.append)
+
+    def held_back(route: Route) -> None:
+        asked.append(route)
+
+    page.route("**/originals/*", held_back)
     page.keyboard.press("z")
     expect(page.get_by_test_id("finer")).to_have_text("正在取原图……")
     assert photo.get_attribute("data-original") == "no"
-    assert photo.evaluate("(image) => image.getBoundingClientRect().width / image.naturalWidth") > TWICE
+    assert photo.evaluate(ENLARGED) > 4
     picture = io.BytesIO()
     Image.new("RGB", (1600, 1200), "red").save(picture, "JPEG")
     asked[0].fulfill(body=picture.getvalue(), content_type="image/jpeg")
@@ -409,7 +417,7 @@ def test_without_its_original_a_picture_stays_and_can_be_answered(enter: Enters)
     ("count", "width", "height", "columns", "size"),
     [(50, 1122, 500, 10, 240), (28, 1122, 540, 9, 119), (4, 1122, 540, 4, 240), (1, 1122, 540, 1, 240)],
 )
-def test_few_thumbnails_are_shown_larger(  # noqa: PLR0913 (what is measured)
+def test_few_thumbnails_are_shown_larger(
     enter: Enters, count: int, width: int, height: int, columns: int, size: int
 ) -> None:
     told = enter(LI).evaluate(

@@ -70,19 +70,19 @@ def test_a_verdict_on_other_bad_cases_than_those_in_force_is_out_of_date(shop: S
     store = Store.of(shop.settings)
     snapshot = badcases.ensure(store, taxonomy.ensure(store, ()))
     shop.judge("2")
-    with pytest.raises(WwtsError, match=f"{snapshot.name} are in force"):
+    with pytest.raises(WwtsError, match=f"现在生效的是 {snapshot.name}"):
         promotion.propose(shop.settings, "2", Override("anna", "because"))
     shop.judge("2", badcases=snapshot.name, badcases_sha256=snapshot.sha256)
     assert promotion.propose(shop.settings, "2", None).version == "2"
     badcases.retire(store, "anna", snapshot.active[0].content_sha256, "a wrong label")
-    with pytest.raises(WwtsError, match="run evaluate_model again"):
+    with pytest.raises(WwtsError, match="重新运行“评测模型”"):
         promotion.propose(shop.settings, "2", None)
 
 
 @pytest.mark.parametrize("reason", ["长" * 1001, "half a \ud83d", "a bell \x07"])
 def test_an_override_that_no_tag_could_hold_is_refused_before_anything_moves(shop: Shop, reason: str) -> None:
     shop.fail("2")
-    with pytest.raises(WwtsError, match="plain text of at most 1000"):
+    with pytest.raises(WwtsError, match="各不超过 1000 字"):
         promotion.propose(shop.settings, "2", Override("anna", reason))
 
 

@@ -12,6 +12,7 @@ from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 
+import conftest
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,9 +23,9 @@ LONGEST_FILE, LONGEST_TEST = 600, 800
 #: own layer or from one above it, never from one below. A new module takes its place here.
 LAYERS = (
     # Words that everything uses; they know nothing of ours.
-    {"", "errors", "schemas", "records", "health", "watchdog", "logs", "provenance", "shares", "verdict"},
+    {"", "errors", "schemas", "records", "health", "logins", "watchdog", "logs", "provenance", "shares", "verdict"},
     # What surrounds a run.
-    {"settings", "deployment", "dag_defaults"},
+    {"settings", "addresses", "deployment", "dag_defaults"},
     # Where things lie, and the ways to read and write them.
     {
         "storage",
@@ -67,7 +68,7 @@ LAYERS = (
     {"badcases", "badcases.*", "holdout"},
     # Who may become champion.
     {"promotion"},
-    {"retagging", "tagdiff", "tagdiff.*", "backtest", "prune"},
+    {"retagging", "tagdiff", "tagdiff.*", "lessons", "backtest", "prune"},
     # All stages together.
     {"night", "rollout"},
     # What people see and do in a browser.
@@ -197,6 +198,10 @@ def test_no_file_is_too_long() -> None:
     lengths = {path.relative_to(ROOT): len(path.read_text(encoding="utf-8").splitlines()) for path in code}
     limit = {path: LONGEST_TEST if path.parts[0] == "tests" else LONGEST_FILE for path in lengths}
     assert {str(path): length for path, length in lengths.items() if length > limit[path]} == {}
+
+
+def test_the_longest_test_files_are_there() -> None:
+    assert [name for name in conftest.LONGEST if not (ROOT / "tests" / name).exists()] == []
 
 
 def test_no_file_names_a_place_on_somebodys_machine() -> None:

@@ -109,8 +109,6 @@ def test_equal_scores_go_live_together_or_not_at_all() -> None:
         ("sibling", np.nan),
         ("sibling", 1.0),
         ("alike", 1.0),
-        ("import", np.nan),
-        ("some tool", 0.0),
     ],
 )
 def test_what_nobody_drew_by_chance_leaves_thresholds_as_they_were(shown: str, probability: float) -> None:
@@ -127,7 +125,7 @@ def test_a_handful_of_others_does_not_make_the_queue_telling() -> None:
     assert {one.how for one in thresholds.learn(scored, np.full(LABELS, 0.6), np.arange(LABELS), 0.95)} == {"kept"}
 
 
-@pytest.mark.parametrize("beside", ["sibling", "alike", "import"])
+@pytest.mark.parametrize("beside", ["sibling", "alike"])
 def test_what_came_with_the_queue_does_not_make_it_telling(beside: str) -> None:
     """Below the old threshold all is right, as the queue of a careful model is: no reason to let it all live."""
     scores = np.linspace(0.1, 0.6, 400, dtype=np.float32)
@@ -138,8 +136,11 @@ def test_what_came_with_the_queue_does_not_make_it_telling(beside: str) -> None:
     assert (one.threshold, one.how) == (0.6, "kept")
 
 
-def test_an_import_with_known_chances_is_telling() -> None:
-    found = thresholds.learn(seen(*world(5_000, 5), "import", 0.5), np.full(LABELS, 0.6), np.arange(LABELS), 0.95)
+@pytest.mark.parametrize("probability", [0.5, np.nan])
+def test_an_import_of_what_was_not_in_the_queue_is_telling(probability: float) -> None:
+    found = thresholds.learn(
+        seen(*world(5_000, 5), "import", probability), np.full(LABELS, 0.6), np.arange(LABELS), 0.95
+    )
     assert {one.how for one in found} <= {"own", "pooled"}
 
 
@@ -207,3 +208,24 @@ def test_chances_below_all_measure_leave_numbers_finite(chance: float) -> None:
 def test_too_few_pictures_leave_thresholds_as_they_were(count: int) -> None:
     found = thresholds.learn(seen(*world(count, 12)), np.full(LABELS, 0.6), np.arange(LABELS), 0.95)
     assert {(one.threshold, one.how) for one in found} == {(0.6, "kept")}
+
+
+# ------------------------------------------------------------------ new labels
+
+
+def test_a_new_label_never_goes_live_on_the_word_of_others() -> None:
+    """Of label 7 there are four pictures; all labels together would let it go live."""
+    best, scores, right = world(2_000, 13)
+    kept = (best != 7) | (np.cumsum(best == 7) <= 4)
+    pictures = seen(best[kept], scores[kept], right[kept])
+    before = np.full(LABELS, 0.6)
+    old = thresholds.learn(pictures, before, np.arange(LABELS), 0.95)
+    new = thresholds.learn(pictures, before, np.arange(LABELS), 0.95, [7])
+    assert (old[7].how, old[7].threshold < NEVER) == ("pooled", True)
+    assert (new[7].how, new[7].threshold, new[7].n) == ("unproven", NEVER, 4)
+    assert [one for one in new if one.row != 7] == [one for one in old if one.row != 7]
+
+
+def test_nor_where_nothing_can_be_learned_at_all() -> None:
+    found = thresholds.learn(seen(*world(29, 12)), np.full(3, 0.6), np.arange(3), 0.95, [1])
+    assert [(one.how, one.threshold) for one in found] == [("kept", 0.6), ("unproven", NEVER), ("kept", 0.6)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from taught_world import World, material
 
-from training import bench, head, train
+from training import bench, head, thresholds, train
 from training import dataset as dataset_module
 from training.dataset import Dataset, Examples
 from training.head import Answered, Calibration
@@ -280,8 +280,10 @@ def test_thresholds_are_not_learned_from_the_queue_or_from_old_tags(
 ) -> None:
     labels = [4, *NEW]
     found = trained(SMALL, chosen, tmp_path, few(labels * 10, shown=(shown,) * 70))
-    assert {one["how"] for one in found.thresholds} == {"kept"}
-    assert (found.head.thresholds == np.float32(0.6)).all()
+    # Of new labels, no threshold was ever good.
+    assert sorted(one["how"] for one in found.thresholds) == ["kept"] + ["unproven"] * len(NEW)
+    assert set(found.head.thresholds[: SMALL.old]) == {np.float32(0.6)}
+    assert set(found.head.thresholds[SMALL.old :]) == {np.float32(thresholds.NEVER)}
 
 
 def test_views_count_as_their_picture(made: Trained, chosen: Settings, tmp_path: Path) -> None:

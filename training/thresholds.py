@@ -2,14 +2,17 @@
 
 Learned from pictures that the head had not seen, each counted as often as pictures like it stay unseen (one over its
 sampling probability: Horvitz and Thompson 1952). What the review queue showed, and what was shown beside that for being
-alike, is what the model was unsure of; old tags are what nobody looked at; how an import was chosen nobody said. From
-these alone nothing can be learned about what the model is sure of, and the old thresholds stay. Where the audit, or
-others with a known chance of being shown, are there too, pictures of the queue count if their chance is known.
+alike, is what the model was unsure of; old tags are what nobody looked at. From these alone nothing can be learned
+about what the model is sure of, and the old thresholds stay. Where others are there too, such as the audit or an import
+of what was not in the queue, pictures of the queue count if their chance is known.
+
+A new label has no old threshold to stay at: until pictures speak for it, it goes live by nobody but people.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +29,8 @@ _PRIOR: Final = 10.0
 _CLEAR: Final = 0.5
 #: Below as many pictures (Kish's effective number, where they count unequally) nothing is learned.
 _LEAST: Final = 30
-_AUDIT: Final = "audit"
+#: Below as many pictures of its own, what all labels say is too little to let a new label go live.
+_LEAST_OWN: Final = 5
 #: Shown for what the model was unsure of, or with that.
 _QUEUE: Final = frozenset({REVIEW, FORCED_REVIEW, "sibling", "alike"})
 #: No picture stands for more than a million: an old row may name a chance whose inverse is not even a number.
@@ -70,12 +74,11 @@ class Scored:
     def telling(self) -> Scored:
         """Less old tags, and less what the queue showed with a chance that nobody knows.
 
-        None at all where too few are of the audit or were shown by a known chance outside of the queue.
+        None at all where too few are of anything but the queue.
         """
         queue = np.array([reason in _QUEUE for reason in self.shown], bool)
         weak = np.array([reason == WEAK for reason in self.shown], bool)
-        audit = np.array([reason == _AUDIT for reason in self.shown], bool)
-        enough = _effective(self.weights[~queue & ~weak & (audit | self._known)]) >= _LEAST
+        enough = _effective(self.weights[~queue & ~weak]) >= _LEAST
         return self._only(~weak & (~queue | self._known) & enough)
 
     def _only(self, kept: Array) -> Scored:
@@ -87,7 +90,8 @@ class Scored:
 class Learned:
     """The threshold of one row of the head: what it gives on the pictures it was learned from, and how it came to be.
 
-    ``how``: ``own`` (mostly its own pictures), ``pooled`` (mostly what all labels say) or ``kept`` (as it was).
+    ``how``: ``own`` (mostly its own pictures), ``pooled`` (mostly what all labels say), ``kept`` (as it was) or
+    ``unproven`` (new, and too few pictures speak for it: never).
     """
 
     row: int
@@ -98,7 +102,7 @@ class Learned:
     how: str
 
 
-def learn(scored: Scored, before: Array, rows: Array, target: float) -> list[Learned]:
+def learn(scored: Scored, before: Array, rows: Array, target: float, new: Container[int] = ()) -> list[Learned]:
     """Thresholds of ``rows``.
 
     Args:
@@ -106,8 +110,16 @@ def learn(scored: Scored, before: Array, rows: Array, target: float) -> list[Lea
         before: thresholds in force, ``float32 [labels]``.
         rows: of the head, those to learn.
         target: wanted precision, 0 to 1.
+        new: those of ``rows`` that the head before did not have.
     """
-    scored = scored.telling
+    return [_proven(one) if one.row in new else one for one in _all(scored.telling, before, rows, target)]
+
+
+def _proven(one: Learned) -> Learned:
+    return one if one.n >= _LEAST_OWN else replace(one, threshold=NEVER, coverage=0.0, how="unproven")
+
+
+def _all(scored: Scored, before: Array, rows: Array, target: float) -> list[Learned]:
     if not len(scored.best):
         return [Learned(int(row), float(before[row]), None, None, 0, "kept") for row in rows]
     ranked = _Ranked.of(scored)

@@ -234,7 +234,8 @@ def _fitted(course: _Course, parts: list[Examples], shrinkage: float | None) -> 
     made = head.merged(answered, material.label_ids, evidence, calibration)
     measured = _unseen(material, parts, answered, _Decided(made, course.names), unseen, calibration)
     rows = _rows(made, material.label_ids)
-    learned = thresholds.learn(measured.scored, made.thresholds, rows, course.target_precision)
+    new = rows[~answered.is_old].tolist()
+    learned = thresholds.learn(measured.scored, made.thresholds, rows, course.target_precision, new)
     made.thresholds[[one.row for one in learned]] = [one.threshold for one in learned]
     decided = _Decided(made, course.names)
     return _Fitted(material, decided, shrinkage, accuracies, calibration, learned, measured, unseen)

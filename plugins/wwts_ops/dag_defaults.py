@@ -25,6 +25,9 @@ PUBLISHED_TAGS = Asset(name="wwts_published_tags", uri="wwts://published/tags")
 #: So many new answers wait that the head should be trained.
 ENOUGH_ANSWERS = Asset(name="wwts_answers", uri="wwts://answers/enough")
 
+#: XCom of a task: the model version that it is about, however it ends (see ``wwts_ops.links``).
+VERSION = "version"
+
 #: Bad input fails the same way every time; a server that is away, or too little memory, may not.
 RETRIES = ExceptionRetryPolicy(
     rules=[

@@ -181,6 +181,9 @@ class Follower:
     def _on_judged(self, event: Event) -> None:
         self._told.append(summary.verdict(event))
 
+    def _on_promotion_skipped(self, event: Event) -> None:
+        self._told.append(summary.promotion_skipped(event))
+
     def _on_promotion_prepared(self, event: Event) -> None:
         if event["override_by"]:
             why = f"由 {event['override_by']} 强制上线，理由：{event['override_reason']}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shlex
 import shutil
 import struct
 import zlib
@@ -60,7 +61,15 @@ def run(catalog: str, folder: Path) -> int:
     os.environ.setdefault("WWTS_RELEASE", "live")
     console.print(f"图库：{catalog}", markup=False)
     found = settings.load()
-    return dagrun.run(found, f"{found.dag_prefix}tag_catalog", {})
+    code = dagrun.run(found, f"{found.dag_prefix}tag_catalog", {})
+    if code == 0:
+        console.print(f"\n接着打开审核页：WWTS_STORE={_shown(folder / 'store')} make up", markup=False, soft_wrap=True)
+    return code
+
+
+def _shown(folder: Path) -> str:
+    """As one types it into a shell: without what leads to where one is."""
+    return shlex.quote(str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder))
 
 
 def make_catalog(folder: Path, console: Console) -> Path:

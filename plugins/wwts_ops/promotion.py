@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from wwts_ops import badcases, moves, tracking
+from wwts_ops import addresses, badcases, moves, tracking
 from wwts_ops import verdict as verdicts
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.moves import CHALLENGER, PREVIOUS, Decided, Move, Order, Situation, history, history_from_tags
@@ -25,13 +25,14 @@ from wwts_ops.registry import CHAMPION
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tracking import ModelVersion
-from wwts_ops.verdict import OUTCOMES, RuleOutcome, Verdict
+from wwts_ops.verdict import OUTCOMES, SIGNS, RuleOutcome, Verdict
 from wwts_ops.webpage import cell
 
 __all__ = [
     "Move",
     "Override",
     "Proposal",
+    "hindrance",
     "history",
     "history_from_tags",
     "in_short",
@@ -44,10 +45,13 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
+_AGAIN = "请重新运行“评测模型”（evaluate_model）"
 _OVERRIDE_CHARS = 1000
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-#: Rules that the summary shows; those that did not pass come first.
+#: Rules that an approval shows; those that did not pass come first.
 _SHOWN = 30
+#: Of which so many are named in a sentence.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Proposal:
         override_reason: why.
         summary: Markdown, for the approval.
         evidence: what the audit keeps of it.
+        rules: Markdown, for the approval: the gate's rules, those against it first.
     """
 
     version: str
@@ -86,6 +91,28 @@ class Proposal:
     override_reason: str | None
     summary: str
     evidence: dict[str, Any]
+    rules: str = ""
+
+
+def hindrance(settings: Settings, version: str) -> str | None:
+    """Why a promotion that was asked for before the verdict was known is left out, in Chinese; None when it may go on.
+
+    No error: the gate's no is a result too, and what is in force stays as it is.
+
+    Raises:
+        WwtsError: when there is no such version, or nobody judged it.
+        UnavailableError: when MLflow does not answer.
+    """
+    with tracking.connected(settings, tracking.ANSWER_SECONDS) as client:
+        model = ModelVersion.of(tracking.entry(client, settings.model_name, version))
+        if moves.aliases(client, settings.model_name)[CHAMPION] == model.version:
+            return f"版本 {model.version} 已经是当前启用的模型。"
+        verdict = _verdict(client, model)
+    if verdict.passed:
+        return None
+    titles = _against(verdict)
+    more = f"等 {len(titles)} 条" if len(titles) > _NAMED else ""
+    return f"版本 {model.version} 未通过门禁（{'、'.join(titles[:_NAMED])}{more}），当前启用的模型不变。"
 
 
 def propose(settings: Settings, version: str | None, override: Override | None) -> Proposal:
@@ -239,7 +266,7 @@ def _proposal(settings: Settings, client: Any, version: str | None, override: Ov
     if override:
         reasons += _incomplete(override)
     if reasons:
-        raise WwtsError("\n- ".join([f"Version {wanted} of {name} cannot become {CHAMPION}:", *reasons]))
+        raise WwtsError("\n- ".join([f"{name} 的版本 {wanted} 不能上线：", *reasons]))
     used = override if failed else None
     return Proposal(
         version=wanted,
@@ -248,11 +275,14 @@ def _proposal(settings: Settings, client: Any, version: str | None, override: Ov
         champion_sha256=verdict.champion_sha256,
         override_by=used.by.strip() if used else None,
         override_reason=used.reason.strip() if used else None,
-        summary=_summary(settings, verdict, failed, used, _returned(history(settings), wanted)),
+        summary="\n".join(
+            [*_head(settings, client, verdict), *_notes(settings, wanted), *_overridden(used, failed), ""]
+        ),
         evidence={
             "verdict": _kept(verdict),
             "override": {"by": used.by.strip(), "reason": used.reason.strip()} if used else None,
         },
+        rules=_rules(verdict.rules),
     )
 
 
@@ -289,17 +319,16 @@ def _stale(model: ModelVersion, champion: ModelVersion | None, verdict: Verdict)
     """Why ``verdict`` says nothing of what is registered now; no override helps."""
     reasons = []
     if verdict.mode != "enforced":
-        reasons.append("Its verdict is of a dry run, which permits nothing; run evaluate_model with the gate enforced.")
+        reasons.append(f"它的门禁结论来自演练，不能作为上线依据；{_AGAIN}，不要勾选“仅演练”。")
     if (verdict.model_version, verdict.model_sha256) != (model.version, model.sha256):
-        reasons.append("Its verdict is about another model than the one registered; run evaluate_model again.")
-    compared = f"It was compared with version {verdict.champion_version}"
+        reasons.append(f"它的门禁结论说的不是现在登记的这个模型；{_AGAIN}。")
+    compared = f"评测时对比的是版本 {verdict.champion_version}"
     if champion is None:
-        reasons.append(f"{compared}, but no version is {CHAMPION} now; set the alias in MLflow and evaluate again.")
+        reasons.append(f"{compared}，而现在没有启用的模型；请先在 MLflow 里设好别名 {CHAMPION}，再{_AGAIN[1:]}。")
     elif champion.version != verdict.champion_version:
-        now = f"but version {champion.version} is {CHAMPION} now"
-        reasons.append(f"{compared}, {now}: the comparison is out of date; run evaluate_model again.")
+        reasons.append(f"{compared}，而现在启用的是版本 {champion.version}，对比已经过时；{_AGAIN}。")
     elif champion.sha256 != verdict.champion_sha256:
-        reasons.append(f"{compared}, which has another SHA-256 by now; run evaluate_model again.")
+        reasons.append(f"{compared}，它的 SHA-256 后来变了；{_AGAIN}。")
     return reasons
 
 
@@ -308,26 +337,28 @@ def _other_cases(settings: Settings, verdict: Verdict) -> list[str]:
     found = badcases.current(Store.of(settings))
     if found is None or found.sha256 == verdict.badcases_sha256:
         return []
-    return [
-        f"It was judged on the bad cases {verdict.badcases}, but {found.name} are in force; run evaluate_model again."
-    ]
+    return [f"评测用的是坏例快照 {verdict.badcases}，而现在生效的是 {found.name}；{_AGAIN}。"]
 
 
 def _failures(verdict: Verdict) -> list[str]:
     """Why ``verdict`` does not permit a promotion; an override does."""
     if verdict.passed:
         return []
-    rules = "、".join(rule.title for rule in verdict.rules if rule.outcome in ("failed", "insufficient"))
-    return [*verdict.reasons, f"未通过的门禁规则：{rules or '无记录'}"]
+    return [*verdict.reasons, f"未通过的门禁规则：{'、'.join(_against(verdict)) or '无记录'}"]
+
+
+def _against(verdict: Verdict) -> list[str]:
+    """What the rules are called that stand against the version."""
+    return [rule.title for rule in verdict.rules if rule.outcome in ("failed", "insufficient")]
 
 
 def _incomplete(override: Override) -> list[str]:
-    given = (("a person", override.by), ("a reason", override.reason))
+    given = (("责任人（override_by）", override.by), ("理由（override_reason）", override.reason))
     missing = [what for what, text in given if not text.strip()]
-    told = [f"An override needs {' and '.join(missing)}."] if missing else []
+    told = [f"强制上线要写明{'和'.join(missing)}。"] if missing else []
     # MLflow refuses longer tags, and no database takes half a character: not to be found out after the aliases moved.
     if any(len(text) > _OVERRIDE_CHARS or _UNWRITABLE.search(text) for _, text in given):
-        told.append(f"The override's person and reason must be plain text of at most {_OVERRIDE_CHARS} characters.")
+        told.append(f"强制上线的责任人和理由只能是普通文字，各不超过 {_OVERRIDE_CHARS} 字。")
     return told
 
 
@@ -350,7 +381,8 @@ def _check_unchanged(proposal: Proposal, fresh: Proposal) -> None:
         raise WwtsError(
             f"Version {proposal.version} was judged again after it was proposed; trigger promote_model again."
         )
-    if replace(fresh, summary="") != replace(proposal, summary=""):  # its wording is of whatever wwts wrote it
+    wording: dict[str, Any] = {"summary": "", "rules": ""}  # of whatever wwts wrote it
+    if replace(fresh, **wording) != replace(proposal, **wording):
         raise WwtsError(f"Version {proposal.version} changed after it was proposed; trigger promote_model again.")
 
 
@@ -411,43 +443,63 @@ def _refusals_told(action: str, version: str | None) -> Iterator[None]:
 # ------------------------------------------------------------------ what a person reads
 
 
-def _returned(recorded: Iterable[Move], version: str) -> datetime | None:
-    """When the version was last rolled back; whoever approves should know."""
-    left = [
-        move for move in recorded if (move.alias, move.action, move.from_version) == (CHAMPION, "rollback", version)
-    ]
-    return left[-1].moved_at if left else None
-
-
-def _summary(
-    settings: Settings, verdict: Verdict, failed: Sequence[str], override: Override | None, returned: datetime | None
-) -> str:
-    result = "未通过，**由人强制上线**" if override else "通过"
-    zone = ZoneInfo(settings.timezone)
-    judged = verdict.judged_at.astimezone(zone)
-    lines = [
+def _head(settings: Settings, client: Any, verdict: Verdict) -> list[str]:
+    judged = verdict.judged_at.astimezone(ZoneInfo(settings.timezone))
+    return [
         f"### 上线候选模型：{cell(settings.model_name)} 版本 {verdict.model_version}",
         "",
         f"- **当前启用**：版本 {verdict.champion_version}（`{verdict.champion_sha256[:12]}`）",
-        f"- **候选**：版本 {verdict.model_version}（`{verdict.model_sha256[:12]}`）",
-        f"- **结论**：{result}（{judged:%Y-%m-%d %H:%M} 评测）",
+        f"- **候选**：{_page(settings, verdict.model_version)}（`{verdict.model_sha256[:12]}`）",
+        f"- **结论**：{'通过' if verdict.passed else '未通过，**由人强制上线**'}（{judged:%Y-%m-%d %H:%M} 评测）",
         f"- **坏例快照**：`{verdict.badcases}`",
-        f"- **评测记录**：MLflow 运行 `{verdict.run_id}`",
+        f"- **评测记录**：{_evaluation(settings, client, verdict.run_id)}",
     ]
-    if returned:
-        lines += [f"- **注意**：这个版本上线过，{returned.astimezone(zone):%Y-%m-%d %H:%M} 被回退"]
-    if override:
-        lines += [f"- **强制上线**：{cell(override.by)}，理由：{cell(override.reason)}"]
-        lines += ["", "未通过的原因：", *(f"- {cell(reason)}" for reason in failed)]
-    return "\n".join([*lines, "", *_table(verdict.rules)]) + "\n"
 
 
-def _table(rules: Sequence[RuleOutcome]) -> list[str]:
+def _page(settings: Settings, version: str) -> str:
+    """A version by its number, with a link to its page where MLflow has pages."""
+    address = addresses.model_version(settings, version)
+    return f"[版本 {version}]({address})" if address else f"版本 {version}"
+
+
+def _evaluation(settings: Settings, client: Any, run_id: str) -> str:
+    found = tracking.found(client.get_run, run_id) if addresses.mlflow(settings) else None
+    return f"[在 MLflow 里打开]({addresses.run(settings, found)})" if found else f"MLflow 运行 `{run_id}`"
+
+
+def _notes(settings: Settings, version: str) -> list[str]:
+    """When the version was last rolled back; whoever approves should know."""
+    left = [
+        move
+        for move in history(settings)
+        if (move.alias, move.action, move.from_version) == (CHAMPION, "rollback", version)
+    ]
+    if not left:
+        return []
+    at = left[-1].moved_at.astimezone(ZoneInfo(settings.timezone))
+    return [f"- **注意**：这个版本上线过，{at:%Y-%m-%d %H:%M} 被回退"]
+
+
+def _overridden(override: Override | None, failed: Sequence[str]) -> list[str]:
+    if not override:
+        return []
+    told = f"- **强制上线**：{cell(override.by)}，理由：{cell(override.reason)}"
+    return [told, "", "未通过的原因：", "", *(f"- {cell(reason)}" for reason in failed)]
+
+
+def _rules(rules: Sequence[RuleOutcome]) -> str:
+    """A table; the outcome is its first column, where its words are not broken."""
     order = list(OUTCOMES)
     ordered = sorted(rules, key=lambda rule: order.index(rule.outcome))
     shown = [
-        f"| {cell(rule.title)} | {cell(rule.value)} | {cell(rule.threshold)} | {OUTCOMES[rule.outcome]} |"
+        f"| {_outcome(rule)} | {cell(rule.title)} | {cell(rule.value)} | {cell(rule.threshold)} |"
         for rule in ordered[:_SHOWN]
     ]
     more = [f"\n另有 {len(ordered) - _SHOWN} 条门禁规则，见 MLflow 的模型版本页。"] if len(ordered) > _SHOWN else []
-    return ["| 门禁规则 | 候选 | 要求 | 结论 |", "| --- | --- | --- | --- |", *shown, *more]
+    head = ["### 门禁规则", "", "| 结\u2060论 | 门禁规则 | 候选 | 要求 |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *shown, *more]) + "\n"
+
+
+def _outcome(rule: RuleOutcome) -> str:
+    """Joined by signs that keep a narrow column from breaking it."""
+    return "\u2060".join((SIGNS[rule.outcome], "\u00a0", *OUTCOMES[rule.outcome]))

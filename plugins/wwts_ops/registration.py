@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -167,13 +168,13 @@ def register(settings: Settings, candidate: Candidate) -> ModelVersion:
             "code_sha256": code_sha256(staged / "code" / "wwts_ops"),
             "git_sha": git_sha() or "",
         }
-        with _run(client, tracking.experiment(client, settings, EXPERIMENT), candidate.origin):
+        with _quiet(), _run(client, tracking.experiment(client, settings, EXPERIMENT), candidate.origin):
             mlflow.set_tags({"mlflow.source.git.commit": hashes["git_sha"], "wwts.stage": candidate.origin, **hashes})
             mlflow.log_params({"backbone": tagger.recipe.backbone, "labels": len(tagger.label_ids), **candidate.params})
             logged = _log(tagger, staged)
             _verify(client, logged, tagger, staged)
             tags = {**candidate.tags, **hashes}
-            return ModelVersion.of(mlflow.register_model(logged.model_uri, settings.model_name, tags=tags))
+            return ModelVersion.of(_version(client, settings.model_name, logged, tags))
 
 
 def registered(settings: Settings, sha256: str) -> ModelVersion | None:
@@ -190,6 +191,33 @@ def registered(settings: Settings, sha256: str) -> ModelVersion | None:
             if wanted.items() <= entry.tags.items()
         ]
     return ModelVersion.of(max(found, key=lambda entry: int(entry.version))) if found else None
+
+
+def _version(client: Any, name: str, logged: Any, tags: Mapping[str, str]) -> Any:
+    """A new version of the registered model ``name``, which is made when there is none.
+
+    As ``mlflow.register_model`` does, which prints what it does on standard error: errors, in Airflow's log of a task.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return client.create_model_version(name, logged.model_uri, tags=dict(tags), model_id=logged.model_id)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within the block, MLflow says on standard error what is wrong, and not what it does."""
+    logger = logging.getLogger("mlflow")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

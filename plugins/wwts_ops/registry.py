@@ -118,6 +118,21 @@ def versions(settings: Settings) -> list[Listed]:
         ]
 
 
+def backbone_names(settings: Settings) -> dict[str, str]:
+    """What the backbones of the registered versions are called, by their SHA-256, as their newest thousand runs say.
+
+    Raises:
+        UnavailableError: when MLflow does not answer.
+    """
+    if not exists(settings):
+        return {}
+    with tracking.connected(settings) as client:
+        experiment = client.get_experiment_by_name(registration.EXPERIMENT)
+        runs = client.search_runs([experiment.experiment_id], max_results=1000) if experiment else []
+        told = ((run.data.tags.get("backbone_sha256"), run.data.params.get("backbone")) for run in runs)
+        return {sha256: name for sha256, name in told if sha256 and name}
+
+
 def ensure_champion(settings: Settings) -> ModelVersion:
     """The champion; with an empty registry, the embedded default is registered as one first.
 

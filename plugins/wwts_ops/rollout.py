@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from wwts_ops import isolation, promotion, provenance, registry, tagdiff, tracking
+from wwts_ops import addresses, isolation, promotion, provenance, registry, tagdiff, tracking
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.tracking import ModelVersion
@@ -82,6 +83,19 @@ def run(context: Mapping[str, Any]) -> str:
     return f"{context['dag_run'].dag_id}/{context['dag_run'].run_id}"
 
 
+def goes_on(settings: Settings, form: Mapping[str, Any], version: str) -> bool:
+    """Whether a training that was asked to ``promote`` goes on to do so; where not, a line of the log says why.
+
+    Raises: as :func:`wwts_ops.promotion.hindrance`.
+    """
+    if not form["promote"]:
+        return False
+    reason = promotion.hindrance(settings, version)
+    if reason:
+        log.info("promotion_skipped", version=version, reason=reason)
+    return reason is None
+
+
 def prepare(settings: Settings, wanted: Order) -> dict[str, Any]:
     """Checks whether a promotion may go ahead, in the registry and in a fresh process.
 
@@ -105,9 +119,24 @@ def prepare(settings: Settings, wanted: Order) -> dict[str, Any]:
         override_reason=proposal.override_reason,
     )
     # Whoever agrees sees first what would change; the proposal itself stands without it.
-    summary = f"{proposal.summary}\n{tagdiff.told(settings, proposal.version)}"
-    told = {"version": proposal.version, "summary": summary, "token": token}
+    parts = (proposal.summary, changes(settings, proposal.version), proposal.rules)
+    told = {"version": proposal.version, "summary": "\n".join(parts), "token": token}
     return {**told, "proposal": asdict(proposal)}
+
+
+def changes(settings: Settings, version: str) -> str:
+    """Markdown on what ``version`` would change, with a link to the page that shows all of it.
+
+    Raises: as :func:`wwts_ops.tagdiff.told`.
+    """
+    told = tagdiff.told(settings, version)
+    with tracking.connected(settings, tracking.ANSWER_SECONDS) as client:
+        noted = client.get_model_version(settings.model_name, version).tags.get(tagdiff.TAG)
+    folder = str(json.loads(noted)["folder"]) if noted else ""
+    # What is noted may be an older one, when none could be made now.
+    if not folder or folder not in told:
+        return told
+    return f"{told}\n[打开完整的改动对比]({addresses.tag_diff(settings, folder)})\n"
 
 
 def _check_infrastructure(settings: Settings, version: str) -> None:

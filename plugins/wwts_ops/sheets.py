@@ -41,8 +41,6 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 #: Columns that must not be numbers with a part lost.
 _IDS = ("image_id", "label_id")
-#: What a spreadsheet shows where a formula has no value.
-_FAILED = frozenset({"#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!"})
 #: The line by which Excel tells itself how cells are separated.
 _TOLD = re.compile("sep=.?", re.IGNORECASE)
 
@@ -206,8 +204,6 @@ def _row(line: int, values: dict[str, Any], form: Form) -> Row:
         if column in _IDS and isinstance(value, int | float) and not (_blank(value) or _is_exact(value)):
             problem = f"{column} {value} is a number, of which a spreadsheet loses digits; enter it again as text"
         text = _text(value)
-        if text in _FAILED:
-            problem = f"{column} is {text}, a formula that failed; mend it in the spreadsheet"
         if text:
             cells[column] = text
     return Row(f"row {line}", cells, problem, line)

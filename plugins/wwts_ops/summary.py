@@ -116,6 +116,11 @@ def tags_compared(event: Mapping[str, Any]) -> str:
     )
 
 
+def promotion_skipped(event: Mapping[str, Any]) -> str:
+    """One line: why a version that was to be promoted was not; the run has succeeded all the same."""
+    return f"\n没有上线：{event['reason']}"
+
+
 def published(event: Mapping[str, Any]) -> str:
     """One line: what consumers read from now on."""
     human = f"；其中人工答案 {event['answered']:,} 张" if event.get("answered") else ""

@@ -26,6 +26,8 @@ OUTCOMES: dict[Outcome, str] = {
     "advisory": "仅提示",
     "passed": "通过",
 }
+#: Stands before each outcome where rules are listed.
+SIGNS: dict[Outcome, str] = {"failed": "❌", "insufficient": "❌", "advisory": "⚠️", "passed": "✅"}
 
 
 class RuleOutcome(BaseModel):

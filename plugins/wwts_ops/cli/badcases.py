@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wwts_ops.cli.console import out, settings, tables
+from wwts_ops.errors import WwtsError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from wwts_ops.badcases import BadCase, Snapshot
+    from wwts_ops.settings import Settings
     from wwts_ops.storage import Store
     from wwts_ops.taxonomy import Taxonomy
 
@@ -44,6 +47,25 @@ def import_badcases(
         out.print(f"Columns that mean nothing here: {', '.join(done.ignored)}", markup=False)
     out.print(f"{done.added:,} added, {done.unchanged:,} unchanged.")
     out.print(f"Snapshot {done.snapshot.name} is in force, SHA-256 {done.snapshot.sha256}.")
+    for told in _learned(found, done.snapshot):
+        out.print(told, markup=False)
+
+
+def _learned(current: Settings, snapshot: Snapshot) -> Iterator[str]:
+    """Which version of those that would be judged next cannot be, since it has learned from a case."""
+    from wwts_ops import lessons, registry
+
+    try:
+        others = [line for line in registry.versions(current) if line.sha256 and registry.CHAMPION not in line.aliases]
+        for line in [line for line in others if line is others[0] or "challenger" in line.aliases]:
+            model = registry.resolve(current, line.version)
+            if cases := lessons.found(current, model, snapshot):
+                yield (
+                    f"{model} has learned from {len(cases):,} of them and can no longer be judged by these: "
+                    f"{lessons.named(cases)}. The next version that retrain_head makes can."
+                )
+    except WwtsError as error:
+        yield f"Whether a version has learned from them is not known: {error}"
 
 
 @app.command("list")

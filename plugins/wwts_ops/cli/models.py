@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from zoneinfo import ZoneInfo
 
 import typer
 from rich.table import Table
@@ -21,15 +23,27 @@ app = typer.Typer(help="Versions in the MLflow registry.", no_args_is_help=True)
 @app.command("list")
 def list_models() -> None:
     """List the versions of the registered model, newest first."""
+    from rich.markup import escape
+
     from wwts_ops import registry
 
     found = settings()
-    table = Table("version", "aliases", "gate", "backbone", "model_sha256", "registered (UTC)", title=found.model_name)
-    for entry in registry.versions(found):
-        aliases = ", ".join(entry.aliases)
-        hashes = (entry.backbone_sha256[:12], entry.sha256[:12])
-        table.add_row(entry.version, aliases, entry.gate, *hashes, entry.registered[:16].replace("T", " "))
+    lines = registry.versions(found)
+    if not lines:
+        out.print(f"No version of {found.model_name} is registered yet; the first night or `wwts init` does it.")
+        return
+    names = registry.backbone_names(found)
+    table = Table("version", "aliases", "gate", "backbone", "model_sha256", "registered", title=found.model_name)
+    for entry in lines:
+        backbone = escape(f"{names.get(entry.backbone_sha256, '')} {entry.backbone_sha256[:8]}".strip())
+        when = _shown(datetime.fromisoformat(entry.registered), found)
+        table.add_row(entry.version, ", ".join(entry.aliases), entry.gate, backbone, entry.sha256[:12], when)
     out.print(table)
+
+
+def _shown(moment: datetime, current: Settings) -> str:
+    """In the shop's time zone, to the minute."""
+    return f"{moment.astimezone(ZoneInfo(current.timezone)):%Y-%m-%d %H:%M}"
 
 
 @app.command("import")
@@ -144,8 +158,6 @@ def show_history(
     ] = False,
 ) -> None:
     """Show who or what moved which alias from which version to which, newest first."""
-    from zoneinfo import ZoneInfo
-
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
 
@@ -153,15 +165,24 @@ def show_history(
 
     current = settings()
     moves = promotion.history_from_tags(current) if from_mlflow else promotion.history(current)
+    if not moves:
+        out.print(f"No alias of {current.model_name} was moved yet.", markup=False)
+        return
     table = Table(title=current.model_name, title_justify="left", box=SIMPLE_HEAD, padding=0)
     for name in ("no.", "time", "alias", "from → to", "action"):
         table.add_column(name, no_wrap=True)
     for name in ("actor", "evidence"):
         table.add_column(name, overflow="fold")
     for move in reversed(moves):
-        when = move.moved_at.astimezone(ZoneInfo(current.timezone)).strftime("%Y-%m-%d %H:%M")
         versions = f"{move.from_version or '–'} → {move.to_version or '–'}"
-        cells = (when, move.alias, versions, move.action, move.actor, promotion.in_short(move))
+        cells = (
+            _shown(move.moved_at, current),
+            move.alias,
+            versions,
+            move.action,
+            move.actor,
+            promotion.in_short(move),
+        )
         table.add_row(str(move.number), *map(escape, cells))
     if not out.is_terminal:
         out.width = 10_000  # a move a line, for programs

@@ -72,6 +72,8 @@ _MOST = {"uri": 4096, "image_id": 2048, "comment": 4000, "answered_by": 100, "sh
 _MAX_LABELS = 20
 #: One in a million: no shop draws fewer, and what is divided by it stays a number.
 _LEAST = 1e-6
+#: What a spreadsheet shows where a formula has no value.
+_FAILED = frozenset({"#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!"})
 #: A long number as a spreadsheet rewrites it: the digits are gone.
 _REWRITTEN = re.compile(r"[+-]?\d(\.\d+)?E\+?\d+", re.IGNORECASE)
 #: As Excel shows times on Chinese Windows.
@@ -171,6 +173,8 @@ class Reader:
         for name, text in cells.items():
             most = _MOST.get(name, 100)
             yield len(text) > most, f"{name} has {len(text):,} characters; {most:,} are the most"
+            failed = text in _FAILED and name != "comment"
+            yield failed, f"{name} is {text}, a formula that failed; mend it in the spreadsheet"
             # Line breaks belong into a comment.
             shown = re.sub(r"[\r\n\t]", " ", text) if name == "comment" else text
             yield bool(CONTROL.search(shown)), f"{name} {_plain(text)!r} holds a control character; remove it"

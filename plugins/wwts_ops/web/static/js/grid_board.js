@@ -89,7 +89,8 @@ const [LEAST, MOST] = [104, 240]; // pixels; of thumbnails that are 320 px wide
 /** Columns that show `count` square cells as large as they can be without scrolling, and how large those may be. */
 export function fitting(count, width, height) {
   const most = Math.max(1, Math.floor((width + GAP) / (LEAST + GAP)));
-  for (let columns = 1; columns < most; columns += 1) {
+  const largest = Math.max(1, Math.min(count, Math.floor((width + GAP) / (MOST + GAP))));
+  for (let columns = largest; columns < most; columns += 1) {
     const size = Math.min(MOST, (width + GAP) / columns - GAP);
     if (Math.ceil(count / columns) * (size + GAP) <= height) return { columns, size };
   }

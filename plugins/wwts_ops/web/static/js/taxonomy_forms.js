@@ -105,7 +105,7 @@ export function LabelForm({ label, category, tree, name, admin, onReview }) {
     category_path: trimmed(form.category_path),
   };
   const changes = into ? merge(label.label_id, into) : changesOf(before, after);
-  const missing = [after.label_zh || "名称", after.category_path || "类目"].filter((one, place) => one === ["名称", "类目"][place]);
+  const missing = [["名称", after.label_zh], ["类目", after.category_path]].filter(([, value]) => !value);
   const ready = changes.length > 0 && !missing.length;
   const save = (event) => {
     event.preventDefault();
@@ -123,7 +123,7 @@ export function LabelForm({ label, category, tree, name, admin, onReview }) {
       ${label && admin && html`<${OtherLabel} title="映射到" testid="taxonomy-map" hint="模型认出这个标签时，给图片打上另一个。" value=${form.maps_to} name=${name} onPick=${(id) => setForm({ ...form, maps_to: id })} onClear=${() => setForm({ ...form, maps_to: "" })} />`}
       ${label && admin && html`<${OtherLabel} title="合并到" testid="taxonomy-merge" hint="停用这个标签，它的名字成为另一个的同义词。" value=${into} name=${name} onPick=${setInto} onClear=${() => setInto("")} />`}
     </fieldset>
-    ${admin && html`<p class="edit-actions"><button type="submit" class="main" data-testid="taxonomy-save" disabled=${!ready}>${into ? `预览：合并到“${name(into)}”` : "预览改动"}</button></p>`}
+    ${admin && html`<p class="edit-actions"><button type="submit" class="main" data-testid="taxonomy-save" disabled=${!ready}>${into ? `预览：合并到“${name(into)}”` : "预览改动"}</button>${missing.length > 0 && html` <span class="soft">请填写${missing.map(([field]) => field).join("和")}。</span>`}</p>`}
   </form>`;
 }
 
