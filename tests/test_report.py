@@ -360,6 +360,9 @@ def test_hostile_texts_are_shown_as_text(store: Store) -> None:
     shown = set(page.texts)
     assert {"<script>alert(1)</script>.jpg", "👩‍👩‍👧‍👦🍎.jpg", "مرحبا.jpg", "a�b�[31m��"} <= shown
     assert {HOSTILE[1], HOSTILE[2]} <= shown
+    # A path has no words: it is broken at the end of a line, not after its first Chinese character.
+    assert '<bdi class="path" title="مرحبا.jpg">' in html
+    assert ".path { word-break: break-all; }" in html
     assert not re.search("[\u202a-\u202e\u2066-\u2069\x00\x1b]", html)
     assert len(html) < 600_000
 

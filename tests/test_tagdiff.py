@@ -261,8 +261,9 @@ def test_markdown_has_the_numbers_and_eight_categories_at_most(scene: Scene) -> 
     assert [row[0] for row in cell_texts(told)[2:]] == [f"类目{number}" for number in range(8)]
     assert f"**标签会变**：{scene.diff.changed_label.images:,} 张图片" in told
     known = scene.diff.known
-    assert f"{known.n} 个有人工答案可以对照，原来对 {known.old_right} 个，换后对 {known.new_right} 个" in told
-    assert f"其中 {known.learned} 个是候选模型训练时学过的" in told
+    assert f"{known.n} 个有人工答案可以对照；其中 {known.learned} 个候选模型训练时学过" in told
+    rest = f"原来对 {known.unlearned_old_right} 个，换后对 {known.unlearned_new_right} 个"
+    assert f"其余 {known.n - (known.learned or 0)} 个里，{rest}" in told
 
 
 def test_markdown_stays_what_it_is_whatever_a_category_is_called(scene: Scene) -> None:

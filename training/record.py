@@ -300,10 +300,12 @@ def _facts(made: Made) -> Iterable[tuple[str, str]]:
     new = f"比版本 {text(made.order.base_version)} 多 {len(made.new_labels):,} 个"
     yield "标签", f"{len(made.trained.head.label_ids):,} 个，{new}"
     yield "互相矛盾或可疑的答案", f"{len(made.conflicts):,} 处"
+    # With few answers none are set aside: each is then judged by a head that has not learned from it.
+    on = "验证集" if made.trained.validation.get("on") == "validation" else "交叉验证"
     for name, title in _MEASURES.items():
         value = made.trained.validation.get(name)
         if isinstance(value, int | float):
-            yield f"验证集：{title}", f"{value:.1%}"
+            yield f"{on}：{title}", f"{value:.1%}"
     curve = _by_size(made.trained.curve, "accuracy")
     if curve:
         yield "每个标签答案数 → 准确率", "，".join(f"{n} → {sum(v) / len(v):.0%}" for n, v in curve.items())

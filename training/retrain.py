@@ -204,7 +204,8 @@ def train(settings: Settings, order: Order) -> None:
         _save(store, order, replace(found, suspects=_attributed(store, order, found.suspects)))
     found = trained(store, order)
     datasets.save_conflicts(store, order.dataset_key(made.sha256), (*made.conflicts, *found.suspects))
-    log.info("head_trained", training=order.training, labels=len(found.head.label_ids), **_numbers(found.validation))
+    told = {"labels": len(found.head.label_ids), "on": found.validation.get("on"), **_numbers(found.validation)}
+    log.info("head_trained", training=order.training, **told)
 
 
 def register(settings: Settings, order: Order) -> str:

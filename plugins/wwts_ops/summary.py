@@ -92,7 +92,8 @@ def dataset_ready(event: Mapping[str, Any]) -> str:
 def head_trained(event: Mapping[str, Any]) -> str:
     """One line: how good the new head is on what it has not seen."""
     accuracy = event.get("validation_accuracy")
-    told = "" if accuracy is None else f"，验证集首位准确率 {accuracy:.1%}（{int(event.get('validation_n', 0)):,} 张）"
+    on = "验证集" if event.get("on") == "validation" else "交叉验证"
+    told = "" if accuracy is None else f"，{on}首位准确率 {accuracy:.1%}（{int(event.get('validation_n', 0)):,} 张）"
     return f"分类头已训练：{event['labels']:,} 个标签{told}，正在登记…"
 
 

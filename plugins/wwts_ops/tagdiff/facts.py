@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wwts_ops import shares
+
 
 @dataclass(frozen=True)
 class Count:
@@ -69,6 +71,14 @@ class Known:
     learned: int | None = None
     unlearned_old_right: int | None = None
     unlearned_new_right: int | None = None
+
+    @property
+    def fair(self) -> Known:
+        """Those that can judge the new version: that it has not learned from, or all where nobody noted which."""
+        if self.learned is None or self.unlearned_old_right is None or self.unlearned_new_right is None:
+            return self
+        n, right = self.n - self.learned, self.unlearned_new_right
+        return Known(n, self.unlearned_old_right, right, shares.wilson(right / n, n) if n else None)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def render(store: Store, diff: TagDiff, timezone: str) -> str:
         diff=diff,
         versions=diff.versions,
         known=diff.known,
+        fair=diff.known.fair,
         decisions=DECISIONS,
         categories=moved[:_SHOWN],
         unmoved=len(diff.by_category) - len(moved),
@@ -129,20 +130,18 @@ def _table(moved: Sequence[Category]) -> list[str]:
 
 
 def _known(known: Known) -> str:
-    if not known.n or known.interval is None:
+    if not known.n:
         return "**改得对不对**：换标签的内容里，还没有一个有人工答案可以对照。"
-    share = webpage.percent(known.new_right, known.n)
-    told = (
-        f"**改得对不对**：换标签的内容里有 {known.n:,} 个有人工答案可以对照，原来对 {known.old_right:,} 个，"
-        f"换后对 {known.new_right:,} 个（{share}，95% 置信区间 {_interval(known.interval)}）。"
+    learned = f"其中 {known.learned:,} 个候选模型训练时学过，不能用来评判它；" if known.learned else ""
+    fair = known.fair
+    told = f"**改得对不对**：换标签的内容里有 {known.n:,} 个有人工答案可以对照；{learned}"
+    if fair.interval is None:
+        return told + "没有剩下的可以对照。"
+    return told + (
+        f"{'其余 ' + format(fair.n, ',') + ' 个里，' if learned else ''}原来对 {fair.old_right:,} 个，"
+        f"换后对 {fair.new_right:,} 个（{webpage.percent(fair.new_right, fair.n)}，"
+        f"95% 置信区间 {_interval(fair.interval)}）。"
     )
-    if known.learned:
-        left = known.n - known.learned
-        told += (
-            f"其中 {known.learned:,} 个是候选模型训练时学过的；没学过的 {left:,} 个里，"
-            f"原来对 {known.unlearned_old_right:,} 个，换后对 {known.unlearned_new_right:,} 个。"
-        )
-    return told
 
 
 def _where(diff: TagDiff) -> str:
