@@ -403,7 +403,7 @@ def test_old_tags_alone_are_trained_from_only_by_force(second: Second, tmp_path:
     assert len(made.train) > 0
     retrain.train(found, order)
     told = retrain.trained(shop.store, order)
-    assert {one["how"] for one in told.thresholds} == {"kept"}
+    assert {one["how"] for one in told.thresholds} == {"unproven"}
 
 
 def test_of_two_heads_at_once_both_go_on_with_the_first(second: Second) -> None:
