@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import getpass
 import hashlib
 import itertools
@@ -97,15 +96,6 @@ def test_the_schema_and_the_pointer(nights: Nights) -> None:
     }
     assert nights.store.read_json(publish.POINTER) == {**pointer, "sequence": 1}
     assert datetime.now(UTC) - datetime.fromisoformat(pointer["published_at"]) < timedelta(minutes=5)
-
-
-def test_no_cell_of_an_export_is_a_formula(nights: Nights, tmp_path: Path) -> None:
-    nights.night({"=1+1": "1", "好": "1"}, {"=1+1": auto("@红酒"), "好": auto("红酒")})
-    go(nights)
-    published.export(nights.store, tmp_path / "标签.csv")
-    with (tmp_path / "标签.csv").open(encoding="utf-8-sig", newline="") as file:
-        found = {row["image_id"]: row["label_zh"] for row in csv.DictReader(file)}
-    assert found == {"'=1+1": "'@红酒", "好": "红酒"}
 
 
 def test_rows_are_sorted(nights: Nights) -> None:

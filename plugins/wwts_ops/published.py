@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wwts_ops import sheets
 from wwts_ops.errors import WwtsError
 from wwts_ops.schemas import PUBLISHED
 from wwts_ops.storage import Pointer, Store
@@ -134,7 +133,7 @@ def _to_csv(source: Iterator[pa.RecordBatch], path: Path) -> int:
         writer.writerow(PUBLISHED.names)
         count = 0
         for row in _flat(source):
-            writer.writerow([sheets.cell(value) for value in row])
+            writer.writerow(row)
             count += 1
     return count
 
