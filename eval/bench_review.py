@@ -285,8 +285,8 @@ def _database(postgresql: bool) -> Iterator[str]:  # noqa: FBT001 (as the option
     if not postgresql:
         yield ""
         return
-    with review_scene.helper("move_shop").postgresql() as make:
-        yield make()
+    with review_scene.helper("database_server").running() as server:
+        yield server.database()
 
 
 def _work(scene: Scene, ledger: Ledger, seconds: float, pause: float, own: int) -> float:
