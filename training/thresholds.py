@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from training.dataset import WEAK
+from wwts_ops import shares
 from wwts_ops.decisions import FORCED_REVIEW, REVIEW
 
 Array = np.ndarray[Any, Any]
@@ -33,8 +34,6 @@ _LEAST: Final = 30
 _LEAST_OWN: Final = 5
 #: Shown for what the model was unsure of, or with that.
 _QUEUE: Final = frozenset({REVIEW, FORCED_REVIEW, "sibling", "alike"})
-#: No picture stands for more than a million: an old row may name a chance whose inverse is not even a number.
-_LEAST_CHANCE: Final = 1e-6
 #: No score is higher: the label goes live only where the head has no doubt at all.
 NEVER: Final = 1.0
 #: Thresholds have six decimals: see ``wwts_ops.tagger``.
@@ -62,7 +61,7 @@ class Scored:
     @property
     def weights(self) -> Array:
         """One over the sampling probability; 1 where that is unknown."""
-        weights: Array = 1.0 / np.where(self._known, np.maximum(self.probability, _LEAST_CHANCE), 1.0)
+        weights: Array = 1.0 / np.where(self._known, np.maximum(self.probability, shares.LEAST_CHANCE), 1.0)
         return weights
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wwts_ops import corrections, embeddings, registry, taxonomy
+from wwts_ops import corrections, embeddings, registry, shares, taxonomy
 from wwts_ops.corrections import LABELLED
 from wwts_ops.decisions import AUTO, Decider
 from wwts_ops.errors import WwtsError
@@ -25,7 +25,6 @@ from wwts_ops.runtime import Scorer
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
 from wwts_ops.tagdiff import building, learned
-from wwts_ops.tagdiff.compare import wilson
 from wwts_ops.taxonomy import Taxonomy
 from wwts_ops.tracking import ModelVersion
 
@@ -35,8 +34,6 @@ _SINCE = re.compile(r"([1-9]\d{0,4})([hdw])")
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 #: Embeddings scored at once.
 _BATCH = 4096
-#: No picture stands for more than a million: an old row may name a chance whose inverse is not even a number.
-_LEAST_CHANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -275,7 +272,7 @@ def _measures(scene: _Scene, replayed: _Replayed, rows: Array) -> Measures:
         n=n,
         right=right,
         accuracy=_share(right, n),
-        interval=wilson(right, n),
+        interval=shares.interval(right, n),
         macro=_macro(scene, replayed, chosen),
         auto=live,
         auto_right=live_right,
@@ -297,7 +294,7 @@ def _weighted(scene: _Scene, replayed: _Replayed) -> Weighted | None:
     chosen = replayed.found & (scene.probability > 0)
     if not chosen.any():
         return None
-    weights = np.where(chosen, 1 / np.maximum(np.where(chosen, scene.probability, 1), _LEAST_CHANCE), 0)
+    weights = np.where(chosen, 1 / np.maximum(np.where(chosen, scene.probability, 1), shares.LEAST_CHANCE), 0)
     total, auto = weights.sum(), (weights * replayed.auto).sum()
     return Weighted(
         n=int(chosen.sum()),

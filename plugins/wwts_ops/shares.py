@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import Final
 
 #: Two-sided 95 %.
 _Z = NormalDist().inv_cdf(0.975)
+#: No picture stands for more than a million: what is divided by a chance of being drawn must stay a number.
+LEAST_CHANCE: Final = 1e-6
 
 
 def wilson(rate: float, n: float) -> tuple[float, float]:
@@ -20,3 +23,8 @@ def wilson(rate: float, n: float) -> tuple[float, float]:
     half = _Z / (1 + square) * math.sqrt(rate * (1 - rate) / n + square / (4 * n))
     # At the ends the formula gives 0 and 1 themselves, but for rounding.
     return 0.0 if rate == 0 else max(0.0, middle - half), 1.0 if rate == 1 else min(1.0, middle + half)
+
+
+def interval(right: int, n: int) -> tuple[float, float] | None:
+    """:func:`wilson` of ``right`` in ``n``; None for none."""
+    return wilson(right / n, n) if n else None

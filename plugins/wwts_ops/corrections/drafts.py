@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from wwts_ops import sheets, taxonomy
+from wwts_ops import shares, sheets, taxonomy
 from wwts_ops.corrections.answers import KINDS, LABELLED
 from wwts_ops.digest import SHA256
 from wwts_ops.errors import WwtsError
@@ -70,8 +70,6 @@ _MOST = {"uri": 4096, "image_id": 2048, "comment": 4000, "answered_by": 100, "sh
     _LABEL, 500
 )
 _MAX_LABELS = 20
-#: One in a million: no shop draws fewer, and what is divided by it stays a number.
-_LEAST = 1e-6
 #: What a spreadsheet shows where a formula has no value.
 _FAILED = frozenset({"#N/A", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NULL!", "#NUM!", "#SPILL!", "#CALC!"})
 #: A long number as a spreadsheet rewrites it: the digits are gone.
@@ -190,7 +188,7 @@ class Reader:
         known = ", ".join(REASONS)
         yield rejected and reason is not None and reason not in REASONS, f"reason {reason!r} is none of {known}"
         wrong = probability is not None and not _is_probability(probability)
-        yield wrong, f"sampling_probability {probability!r} must be from {_LEAST:f} to 1"
+        yield wrong, f"sampling_probability {probability!r} must be from {shares.LEAST_CHANCE:f} to 1"
         when = cells.get("answered_at")
         try:
             at = self._time(when)
@@ -235,7 +233,7 @@ def _kind(cells: Mapping[str, str]) -> str | None:
 
 def _is_probability(text: str) -> bool:
     try:
-        return _LEAST <= float(text) <= 1
+        return shares.LEAST_CHANCE <= float(text) <= 1
     except ValueError:
         return False
 

@@ -271,7 +271,7 @@ class Comparison:
                 FROM changes JOIN answers USING (content_sha256) WHERE answered IN ({kinds}) AND {_RELABELLED}
             )"""
         )[0]
-        interval = wilson(new, n)
+        interval = shares.interval(new, n)
         if self._inputs.learned is None:
             return Known(n, old, new, interval)
         return Known(n, old, new, interval, learned, rest_old, rest_new)
@@ -292,8 +292,3 @@ class Comparison:
 def _change(content: str, image_id: str | None, images: int, unseen: bool, *said: Any) -> Change:  # noqa: FBT001 (a row)
     old, new = said[: len(_SAID)], said[len(_SAID) :]
     return Change(content, image_id, images, unseen, Side(*old), Side(*new))
-
-
-def wilson(right: int, n: int) -> tuple[float, float] | None:
-    """The 95 % interval of a share by Wilson's score; None for none."""
-    return shares.wilson(right / n, n) if n else None

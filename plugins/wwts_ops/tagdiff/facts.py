@@ -78,7 +78,7 @@ class Known:
         if self.learned is None or self.unlearned_old_right is None or self.unlearned_new_right is None:
             return self
         n, right = self.n - self.learned, self.unlearned_new_right
-        return Known(n, self.unlearned_old_right, right, shares.wilson(right / n, n) if n else None)
+        return Known(n, self.unlearned_old_right, right, shares.interval(right, n))
 
 
 @dataclass(frozen=True)
