@@ -21,7 +21,7 @@ from gate_shop import WRONG, GateShop
 from scipy.stats import norm
 from tiny_backbone import TINY
 
-from wwts_ops import rollout, settings, tagdiff, taxonomy, tracking, webpage
+from wwts_ops import settings, tagdiff, taxonomy, tracking, webpage
 from wwts_ops.embeddings import EmbeddingWriter, part_key
 from wwts_ops.errors import WwtsError
 from wwts_ops.tagdiff import Category, Change, TagDiff
@@ -393,7 +393,7 @@ def test_another_backbone_is_compared_by_content(copied: Scene) -> None:
 
 def test_whoever_decides_is_led_to_the_page(copied: Scene) -> None:
     found = copied.found.model_copy(update={"public_url": "https://airflow.shop.example/"})
-    assert f"(https://airflow.shop.example/wwts/{copied.diff.folder}/)" in rollout.changes(found, copied.new.version)
+    assert f"(https://airflow.shop.example/wwts/{copied.diff.folder}/)" in tagdiff.told(found, copied.new.version)
 
 
 def test_a_damaged_part_is_told_to_whoever_decides(copied: Scene) -> None:
@@ -405,7 +405,7 @@ def test_a_damaged_part_is_told_to_whoever_decides(copied: Scene) -> None:
     told = tagdiff.told(copied.found, copied.new.version)
     assert "没有改动对比" in told
     assert "dddddddddddd" in told
-    assert "](" not in rollout.changes(copied.found, copied.new.version), "the page that is there is of other facts"
+    assert "](" not in told, "the page that is there is of other facts"
 
 
 def test_the_challenger_is_taken_when_nobody_names_a_version(copied: Scene) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from wwts_ops import addresses, isolation, promotion, provenance, registry, tagdiff, tracking
+from wwts_ops import isolation, promotion, provenance, registry, tagdiff, tracking
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.tracking import ModelVersion
@@ -119,24 +118,9 @@ def prepare(settings: Settings, wanted: Order) -> dict[str, Any]:
         override_reason=proposal.override_reason,
     )
     # Whoever agrees sees first what would change; the proposal itself stands without it.
-    parts = (proposal.summary, changes(settings, proposal.version), proposal.rules)
+    parts = (proposal.summary, tagdiff.told(settings, proposal.version), proposal.rules)
     told = {"version": proposal.version, "summary": "\n".join(parts), "token": token}
     return {**told, "proposal": asdict(proposal)}
-
-
-def changes(settings: Settings, version: str) -> str:
-    """Markdown on what ``version`` would change, with a link to the page that shows all of it.
-
-    Raises: as :func:`wwts_ops.tagdiff.told`.
-    """
-    told = tagdiff.told(settings, version)
-    with tracking.connected(settings, tracking.ANSWER_SECONDS) as client:
-        noted = client.get_model_version(settings.model_name, version).tags.get(tagdiff.TAG)
-    folder = str(json.loads(noted)["folder"]) if noted else ""
-    # What is noted may be an older one, when none could be made now.
-    if not folder or folder not in told:
-        return told
-    return f"{told}\n[打开完整的改动对比]({addresses.tag_diff(settings, folder)})\n"
 
 
 def _check_infrastructure(settings: Settings, version: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import structlog
 
-from wwts_ops import corrections, embeddings, moves, published, registry, taxonomy, tracking
+from wwts_ops import addresses, corrections, embeddings, moves, published, registry, taxonomy, tracking
 from wwts_ops.errors import UnavailableError, WwtsError
 from wwts_ops.settings import Settings
 from wwts_ops.storage import Store
@@ -43,7 +43,8 @@ def told(settings: Settings, version: str) -> str:
     if not embeddings.parts(Store.of(settings), model.backbone_sha256):
         return page.unembedded(model.backbone_sha256)
     try:
-        return page.markdown(build(settings, version))
+        found = build(settings, version)
+        return f"{page.markdown(found)}\n[打开完整的改动对比]({addresses.tag_diff(settings, found.folder)})\n"
     except UnavailableError:
         raise
     except WwtsError as error:
