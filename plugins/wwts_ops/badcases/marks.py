@@ -214,7 +214,9 @@ class _Adoption:
         faults = self._faults(marks)
         made = [mark for mark in marks if mark.answer_id not in faults]
         # Of those that were cases already, too; what somebody else said of them is never taken away.
-        snapshots.protect(self.store, person, {mark.content_sha256 for mark in made if mark.never_regress})
+        kept = {mark.content_sha256 for mark in made if mark.never_regress}
+        if kept:
+            snapshots.protect(self.store, person, kept)
         found = {mark.answer_id: UNCHANGED if mark.content_sha256 in known else ADDED for mark in made}
         return found | {
             mark.answer_id: self._put_off(mark, faults[mark.answer_id]) for mark in marks if mark.answer_id in faults

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from wwts_ops import database, planning
 from wwts_ops.corrections.answers import in_force_rows
 from wwts_ops.database import corrections, review_items
-from wwts_ops.review import items, opinions
+from wwts_ops.review import items, opinions, people
 from wwts_ops.settings import Settings
 from wwts_ops.shares import wilson
 from wwts_ops.storage import Store
@@ -149,8 +149,8 @@ def night(settings: Settings, store: Store, now: datetime) -> Night:
         images, shards = (sum(getattr(plan, name) for plan in open_plans) for name in ("images", "shards"))
         return Night(day, "unfinished", images, shards, done)
     # Without anything new there is no plan, but always a page; what was run by hand since then will do.
-    pages = (key.split("/")[1].removeprefix("date=") for key in store.list("reports/", "/index.html"))
-    if any(page >= day for page in pages):
+    since = (now.date() - timedelta(days=ago) for ago in range((now.date() - date.fromisoformat(day)).days + 1))
+    if any(store.exists(f"reports/date={one.isoformat()}/index.html") for one in since):
         return Night(day, "done")
     return Night(day, "unplanned" if due is None else "absent")
 
@@ -183,7 +183,7 @@ def _counted(connection: sa.Connection, settings: Settings, now: datetime) -> di
     mine = [look for look in looks if look.answered_at >= midnight]
     before = [look for look in looks if look.answered_at < midnight]
     pace = _pace(connection, midnight)
-    people = opinions.agreement(connection, now - timedelta(days=AUDIT_DAYS))
+    agreed = opinions.agreement(connection, now - timedelta(days=AUDIT_DAYS))
     return {
         "left": left,
         "disputed": states["disputed"],
@@ -196,7 +196,7 @@ def _counted(connection: sa.Connection, settings: Settings, now: datetime) -> di
         "done_by": pace.done_by(left, now if mine else max(now, pace.begins(now))) if pace and left else None,
         "agreement": _agreement(connection, now - timedelta(days=AGREEMENT_DAYS)),
         "audit": _audit(connection, now - timedelta(days=AUDIT_DAYS)),
-        "people": _plain(people.agree, people.pairs),
+        "people": _plain(agreed.agree, agreed.pairs),
         "by_person": _by_person(mine, before),
     }
 
@@ -215,11 +215,10 @@ def _waiting(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> 
 
 def _awaited(settings: Settings) -> sa.ColumnElement[bool]:
     """Whether anybody may look: at what is fresh, whoever there is."""
-    everybody = {*settings.reviewers, *settings.review_admins}
     theirs = [
         (review_items.c.state == state) & items.lookable(settings, person, state)
         for state in (items.SECOND, items.DISPUTED)
-        for person in sorted(everybody)
+        for person in sorted(people.staff(settings))
     ]
     return sa.or_(review_items.c.state.in_((items.OPEN, items.LATER)), *theirs)
 

@@ -31,6 +31,11 @@ def role(settings: Settings, person: str) -> Role:
     return Role.REVIEWER if person in settings.reviewers else Role.VIEWER
 
 
+def staff(settings: Settings) -> frozenset[str]:
+    """Everybody who may answer."""
+    return frozenset((*settings.reviewers, *settings.review_admins))
+
+
 def categories(settings: Settings, person: str) -> tuple[str, ...]:
     """The category paths (prefixes) that ``person`` looks after; none: all.
 
