@@ -2,7 +2,7 @@
 
 import { send } from "./api.js";
 import * as outbox from "./outbox.js";
-import { onReturn, within } from "./presence.js";
+import { keep } from "./presence.js";
 import { MOST_HELD } from "./queue.js";
 
 export const COUNT = 50;
@@ -19,19 +19,12 @@ export class Leases {
   }
 
   open() {
-    // Nobody looks at what stands in a tab that was left: others may have it. Who comes back keeps what is still theirs.
-    this.renewing = setInterval(() => within(this.lease) && this.renew(), Math.max(20_000, this.lease / 3));
-    this.unreturn = onReturn(this.lease, () => this.renew());
-    addEventListener("pagehide", (this.leaving = () => this.give([...this.ours])));
-    addEventListener("pageshow", (this.shownAgain = (event) => event.persisted && this.renew()));
+    this.unkeep = keep(this.lease, { renew: () => this.renew(), leave: () => this.give([...this.ours]) });
   }
 
   close() {
     this.closed = true;
-    clearInterval(this.renewing);
-    this.unreturn();
-    removeEventListener("pagehide", this.leaving);
-    removeEventListener("pageshow", this.shownAgain);
+    this.unkeep();
     this.tidy();
   }
 

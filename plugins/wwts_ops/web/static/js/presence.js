@@ -6,12 +6,31 @@ const waiting = new Map(); // callback -> milliseconds after which somebody coun
 let last = Date.now();
 
 /** Whether there was a sign of somebody within the last so many milliseconds. */
-export const within = (milliseconds) => Date.now() - last <= milliseconds;
+const within = (milliseconds) => Date.now() - last <= milliseconds;
 
 /** `callback()` at the first sign of somebody after none for so many milliseconds. */
-export function onReturn(milliseconds, callback) {
+function onReturn(milliseconds, callback) {
   waiting.set(callback, milliseconds);
   return () => waiting.delete(callback);
+}
+
+/**
+ * Keeps leases while somebody looks: `renew()` a few times in a lease of so many milliseconds, when they come back, and
+ * when the browser shows the page again; `leave()` when it is left. Nobody looks at what stands in a tab that was left:
+ * others may have it. The value ends that.
+ */
+export function keep(lease, { renew, leave }) {
+  const renewing = setInterval(() => within(lease) && renew(), Math.max(20_000, lease / 3));
+  const unreturn = onReturn(lease, renew);
+  const shownAgain = (event) => event.persisted && renew();
+  addEventListener("pagehide", leave);
+  addEventListener("pageshow", shownAgain);
+  return () => {
+    clearInterval(renewing);
+    unreturn();
+    removeEventListener("pagehide", leave);
+    removeEventListener("pageshow", shownAgain);
+  };
 }
 
 function seen() {

@@ -2,7 +2,7 @@
 import { get, send } from "./api.js";
 import * as outbox from "./outbox.js";
 import { prefetch } from "./picture.js";
-import { onReturn, within } from "./presence.js";
+import { keep } from "./presence.js";
 
 const AHEAD = 10; // items held besides the shown one; their pictures are fetched and decoded
 const REFILL_BELOW = 7;
@@ -50,30 +50,22 @@ export class Queue extends Shelf {
     super(filters, changed);
     this.answered = new Set(); // since the server was last asked for items
     this.unknown = []; // left to somebody who knows their label
-    const lease = leaseSeconds * 1000;
-    // Nobody looks at what stands in a tab that was left: others may have it. Who comes back keeps what is still theirs.
-    this.renewing = setInterval(() => within(lease) && this.renew(), Math.max(20_000, lease / 3));
-    this.unreturn = onReturn(lease, () => this.renew());
+    this.leaving = () => this.release([...this.contents(), ...this.skipped.slice(-1)]); // the others were given back
+    this.unkeep = keep(leaseSeconds * 1000, { renew: () => this.renew(), leave: this.leaving });
     this.asking = setInterval(() => ["others", "skipped"].includes(this.phase) && this.refill(), LOOK_AGAIN_MS);
     // Counted with answers still on their way, "left" may have been wrong.
     this.unlisten = outbox.onChange(() => !this.items.length && outbox.state().pending === 0 && this.refill());
-    this.leaving = () => this.release([...this.contents(), ...this.skipped.slice(-1)]); // the others were given back
-    addEventListener("pagehide", this.leaving);
     addEventListener("online", (this.back = () => this.refill()));
-    addEventListener("pageshow", (this.shownAgain = (event) => event.persisted && this.renew()));
     this.refill();
   }
 
   close() {
     this.closed = true;
-    clearInterval(this.renewing);
+    this.unkeep();
     clearInterval(this.asking);
     clearTimeout(this.retry);
     this.unlisten();
-    this.unreturn();
-    removeEventListener("pagehide", this.leaving);
     removeEventListener("online", this.back);
-    removeEventListener("pageshow", this.shownAgain);
     this.leaving();
   }
 
