@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import Any, Self
 import pytest
 import sqlalchemy as sa
 from environment import clean
-from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 from review_shop import ReviewShop
 from served_pages import COOKIE, Served, serving
 
 from wwts_ops import database
+from wwts_ops.corrections.answers import retracted
 from wwts_ops.database import corrections, review_items
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -57,11 +58,30 @@ class Scene:
     def sign_in(self, context: BrowserContext, name: str) -> None:
         context.add_cookies([{"name": COOKIE, "value": self.served.token(name), "url": self.served.url}])
 
+    @contextmanager
+    def visits(self) -> Iterator[Callable[..., Page]]:
+        """Lets people open the page, each in a browser of their own or in another tab of one; afterwards they leave."""
+        contexts: list[BrowserContext] = []
+
+        def come(name: str, context: BrowserContext | None = None) -> Page:
+            if context is None:
+                context = self.new_context()
+                contexts.append(context)
+                self.sign_in(context, name)
+            page = context.new_page()
+            page.goto(self.served.pages)
+            page.wait_for_selector("[data-testid=photo]")
+            return page
+
+        yield come
+        for context in contexts:
+            context.close()
+        self.change(leased_by=None, leased_until=None)
+
     def answers(self, *contents: str) -> list[Any]:
         """Answers in force, of these contents or of all, in the order in which they were given."""
-        taken = corrections.alias()
-        gone = sa.select(taken.c.number).where(taken.c.retracts == corrections.c.number).exists()
-        asked = sa.select(corrections).where(corrections.c.kind != "retract", ~gone).order_by(corrections.c.number)
+        asked = sa.select(corrections).where(corrections.c.kind != "retract", ~retracted())
+        asked = asked.order_by(corrections.c.number)
         if contents:
             asked = asked.where(corrections.c.content_sha256.in_(contents))
         with database.reading(self.shop.settings) as connection:
@@ -80,3 +100,8 @@ class Scene:
         """What a night or somebody else did, written straight into the table."""
         with database.transaction(self.shop.settings) as connection:
             connection.execute(sa.update(review_items).where(*only).values(**values))
+
+
+def shown(page: Page) -> str:
+    """The content of the picture that is looked at."""
+    return str(page.locator("[data-testid=photo]").get_attribute("data-content"))

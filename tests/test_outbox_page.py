@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from playwright.sync_api import BrowserContext, Page, Request, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 from review_shop import REVIEWERS
-from scenes import Scene
+from scenes import Scene, shown
 
 import wwts_ops
 from wwts_ops import database
@@ -47,28 +47,8 @@ Enters = Callable[..., Page]
 @pytest.fixture
 def enter(scene: Scene) -> Iterator[Enters]:
     """Somebody opens the page, in a browser of their own or in another tab of one that is open."""
-    contexts: list[BrowserContext] = []
-
-    def come(name: str, context: BrowserContext | None = None) -> Page:
-        if context is None:
-            context = scene.new_context()
-            contexts.append(context)
-            scene.sign_in(context, name)
-        page = context.new_page()
-        page.goto(scene.served.pages)
-        page.wait_for_selector("[data-testid=photo]")
-        return page
-
-    yield come
-    for context in contexts:
-        context.close()
-    with database.transaction(scene.shop.settings) as connection:
-        connection.execute(sa.update(review_items).values(leased_by=None, leased_until=None))
-
-
-def shown(page: Page) -> str:
-    """The content of the picture that is looked at."""
-    return str(page.locator("[data-testid=photo]").get_attribute("data-content"))
+    with scene.visits() as come:
+        yield come
 
 
 def confirm(page: Page) -> str:

@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 from PIL import Image
-from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from review_shop import REVIEWERS
-from scenes import Scene
+from scenes import Scene, shown
 
 from wwts_ops import database
 from wwts_ops.database import review_items
@@ -56,27 +56,9 @@ def enter(scene: Scene) -> Iterator[Enters]:
     """Somebody opens the page, in a browser of their own."""
     # The placeholder picture asks first; of that there are tests elsewhere.
     scene.change(review_items.c.skus > 1, skus=1)
-    contexts: list[BrowserContext] = []
-
-    def come(name: str) -> Page:
-        context = scene.new_context()
-        contexts.append(context)
-        scene.sign_in(context, name)
-        page = context.new_page()
-        page.goto(scene.served.pages)
-        page.wait_for_selector("[data-testid=photo]")
-        return page
-
-    yield come
-    for context in contexts:
-        context.close()
-    scene.change(leased_by=None, leased_until=None)
+    with scene.visits() as come:
+        yield come
     scene.change(review_items.c.state != "open", state="done")  # each test begins with what nobody has looked at
-
-
-def shown(page: Page) -> str:
-    """The content of the picture that is looked at."""
-    return str(page.locator("[data-testid=photo]").get_attribute("data-content"))
 
 
 def say(page: Page, *keys: str) -> str:
@@ -281,22 +263,30 @@ def test_what_corrects_an_undone_answer_is_never_sent_before_the_undo(
 # ------------------------------------------------------------------ small things
 
 
-def test_english_is_found_however_its_words_are_joined(enter: Enters) -> None:
-    found = enter(LI).evaluate(
-        """async () => {
-            const labels = await import('./static/js/labels.js?apart');
-            await labels.use([
-                ['t:shirt', 'T恤', 't-shirt', '', '服装', '', ''],
-                ['t:kart', '卡丁车', 'go_kart', '', '玩具', 'ka ding che', ''],
-                ['t:dog', '德国短毛指示犬', 'German short-haired pointer', '', '宠物', '', ''],
-                ['t:none', '杯子', '', '', '家居', 'bei zi', ''],
-            ]);
-            const asked = ['t-shirt', 't shirt', 'go-kart', 'go_k', 'german short-haired pointer', 'short-h', '-'];
-            return Object.fromEntries(asked.map((one) => [one, labels.search(one).map(([label]) => label.label_id)]));
-        }"""
+def searched(page: Page, rows: list[list[str]], asked: list[str]) -> dict[str, list[list[str | None]]]:
+    """What each text finds among labels of ``rows`` (``review.labels.LabelRow``): ids, and synonyms that were found."""
+    found: dict[str, list[list[str | None]]] = page.evaluate(
+        """async ([rows, asked]) => {
+            const labels = await import(`./static/js/labels.js?${crypto.randomUUID()}`);
+            await labels.use(rows);
+            const told = ([label], one) => [label.label_id, labels.synonymOf(label, one)];
+            return Object.fromEntries(asked.map((one) => [one, labels.search(one).map((hit) => told(hit, one))]));
+        }""",
+        [rows, asked],
     )
+    return found
+
+
+def test_english_is_found_however_its_words_are_joined(enter: Enters) -> None:
+    rows = [
+        ["t:shirt", "T恤", "t-shirt", "", "服装", "", ""],
+        ["t:kart", "卡丁车", "go_kart", "", "玩具", "ka ding che", ""],
+        ["t:dog", "德国短毛指示犬", "German short-haired pointer", "", "宠物", "", ""],
+        ["t:none", "杯子", "", "", "家居", "bei zi", ""],
+    ]
+    asked = ["t-shirt", "t shirt", "go-kart", "go_k", "german short-haired pointer", "short-h", "-"]
     dog = ["t:dog"]
-    assert found == {
+    assert {one: [label for label, _ in hits] for one, hits in searched(enter(LI), rows, asked).items()} == {
         "t-shirt": ["t:shirt"],
         "t shirt": ["t:shirt"],
         "go-kart": ["t:kart"],
@@ -308,23 +298,15 @@ def test_english_is_found_however_its_words_are_joined(enter: Enters) -> None:
 
 
 def test_names_come_before_synonyms_and_the_synonym_that_was_found_is_told(enter: Enters) -> None:
-    found = enter(LI).evaluate(
-        """async () => {
-            const labels = await import('./static/js/labels.js?ranked');
-            await labels.use([
-                ['t:player', '随身听', 'iPod', '苹果播放器|MP3', '数码', 'sui shen ting|ping guo bo fang qi', ''],
-                ['t:green', '青苹果', '', '', '水果', 'qing ping guo', ''],
-                ['t:juice', '苹果汁', '', '', '饮料', 'ping guo zhi', ''],
-                ['t:tomato', '西红柿', '', '番茄', '蔬菜', 'xi hong shi|fan qie', ''],
-                ['t:sauce', '番茄酱', '', '', '调料', 'fan qie jiang', ''],
-            ]);
-            const of = (label, asked) => [label.label_id, labels.synonymOf(label, asked)];
-            const told = (asked) => labels.search(asked).map(([label]) => of(label, asked));
-            return Object.fromEntries(['pingguo', '苹果', 'fanqie', 'mp3'].map((asked) => [asked, told(asked)]));
-        }"""
-    )
+    rows = [
+        ["t:player", "随身听", "iPod", "苹果播放器|MP3", "数码", "sui shen ting|ping guo bo fang qi", ""],
+        ["t:green", "青苹果", "", "", "水果", "qing ping guo", ""],
+        ["t:juice", "苹果汁", "", "", "饮料", "ping guo zhi", ""],
+        ["t:tomato", "西红柿", "", "番茄", "蔬菜", "xi hong shi|fan qie", ""],
+        ["t:sauce", "番茄酱", "", "", "调料", "fan qie jiang", ""],
+    ]
     apples = [["t:juice", None], ["t:green", None], ["t:player", "苹果播放器"]]
-    assert found == {
+    assert searched(enter(LI), rows, ["pingguo", "苹果", "fanqie", "mp3"]) == {
         "pingguo": apples,
         "苹果": apples,
         "fanqie": [["t:tomato", "番茄"], ["t:sauce", None]],
